@@ -1,0 +1,1 @@
+"""Floor 3: one file per method; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Floor 1: tensors only. No text, no models."""

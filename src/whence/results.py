@@ -1,0 +1,178 @@
+"""The answer: ``Scores``, plain NumPy data with names. No torch here, so that reading a result starts in a blink.
+
+Sign and unit are fixed (``docs/explanation/conventions.md``): **positive = proponent** (seeing the row more lowers the
+query's loss); a raw score divided by the number of training rows N is the predicted rise of the query's loss, in nats,
+if the row were removed (``removal_effect``). A row that could not be scored is NaN with a status, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whence.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORED = "scored"
+
+
+@dataclass(frozen=True)
+class RowView:
+    """What a person may want to see of a row: id, text and where it came from.
+
+    ``status`` is ``scored``, ``truncated`` (scored on its first tokens only) or ``quarantined:<code>``.
+    ``spans`` are (kind, text) pieces of the text, e.g. ("prompt", ...), ("completion", ...); empty when it is one piece.
+    """
+
+    id: str
+    text: str
+    source: str = ""
+    location: str = ""
+    status: str = SCORED
+    spans: tuple[tuple[str, str], ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One line of a ranking."""
+
+    rank: int
+    train_id: str
+    score: float
+    removal_effect: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Influence of training rows on queries.
+
+    Attributes:
+        values: Q x N scores in training-row order; or Q x K when ``columns`` is given (streaming top-k).
+        query_ids: Q ids.
+        train_ids: N ids, all training rows, also those that could not be scored (their values are NaN).
+        columns: Q x K indices into ``train_ids`` for top-k results (K proponents then K opponents, best first each,
+            -1 where there is none), else None.
+        n_train: N used for ``removal_effect``: the number of rows the curvature's mean is over.
+        about: provenance: method, damping, fisher, layers, coverage, seeds, fingerprints, versions, times.
+        per_layer: Q x N x L scores by layer (same columns as ``values``), or None.
+        layers: L layer names for ``per_layer``.
+        self_influence: N values g' (G + damping)^-1 g, or None.
+        train_rows / query_rows: the texts, joined by id for display; empty when not kept.
+        lexical: Q x N BM25 scores (same columns as ``values``), or None.
+    """
+
+    values: np.ndarray
+    query_ids: tuple[str, ...]
+    train_ids: tuple[str, ...]
+    n_train: int
+    columns: np.ndarray | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    per_layer: np.ndarray | None = None
+    layers: tuple[str, ...] = ()
+    self_influence: np.ndarray | None = None
+    train_rows: Mapping[str, RowView] = field(default_factory=dict)
+    query_rows: Mapping[str, RowView] = field(default_factory=dict)
+    lexical: np.ndarray | None = None
+
+    def with_(self, **changes: Any) -> Scores:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def query_index(self, query: int | str) -> int:
+        """Position of a query given by position or id.
+
+        Raises:
+            OptionError: no such query; lists the ids.
+        """
+        if isinstance(query, str):
+            if query not in self.query_ids:
+                raise OptionError(
+                    f"no query {query!r} in these scores",
+                    wanted="a query id or position",
+                    try_=did_you_mean(query, self.query_ids),
+                )
+            return self.query_ids.index(query)
+        if not -len(self.query_ids) <= query < len(self.query_ids):
+            raise OptionError(
+                f"query {query} of {len(self.query_ids)}",
+                wanted="a position from 0",
+                try_=f"0 to {len(self.query_ids) - 1}",
+            )
+        return query % len(self.query_ids)
+
+    def row(self, query: int | str = 0) -> np.ndarray:
+        """N scores of one query in training-row order, NaN where unknown (unscored, or outside a top-k)."""
+        q = self.query_index(query)
+        if self.columns is None:
+            return self.values[q]
+        full = np.full(len(self.train_ids), np.nan, dtype=self.values.dtype)
+        known = self.columns[q] >= 0
+        full[self.columns[q][known]] = self.values[q][known]
+        return full
+
+    def proponents(self, query: int | str = 0, k: int = 10) -> list[Ranked]:
+        """The k rows with the highest positive scores, best first; ties in training order."""
+        return self._ranked(query, k, sign=1)
+
+    def opponents(self, query: int | str = 0, k: int = 10) -> list[Ranked]:
+        """The k rows with the lowest negative scores, most negative first; ties in training order."""
+        return self._ranked(query, k, sign=-1)
+
+    def removal_effect(self, query: int | str = 0) -> np.ndarray:
+        """N predicted rises of the query's loss, in nats, if each row were left out of training: score / N."""
+        return self.row(query) / self.n_train
+
+    def _ranked(self, query: int | str, k: int, *, sign: int) -> list[Ranked]:
+        row = self.row(query)
+        key = np.where(np.isfinite(row) & (row * sign > 0), -row * sign, np.inf)
+        order: Sequence[int] = np.argsort(key, kind="stable")[:k].tolist()
+        return [
+            Ranked(rank, self.train_ids[n], float(row[n]), float(row[n]) / self.n_train)
+            for rank, n in enumerate(order, start=1)
+            if np.isfinite(key[n])
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Long table: query_id, train_id, rank, score, removal_effect, lexical, status, source, location, text.
+
+        ``rank`` 1 is the strongest proponent of its query; unscored rows have NaN score and no rank.
+        """
+        import pandas as pd  # heavy, and only wanted by those who ask for a table
+
+        frames = []
+        for q, query_id in enumerate(self.query_ids):
+            row = self.row(q)
+            known = np.arange(len(row)) if self.columns is None else np.sort(self.columns[q][self.columns[q] >= 0])
+            views = [self.train_rows.get(self.train_ids[n]) for n in known]
+            frame = pd.DataFrame(
+                {
+                    "query_id": query_id,
+                    "train_id": [self.train_ids[n] for n in known],
+                    "score": row[known],
+                    "removal_effect": row[known] / self.n_train,
+                    "status": [v.status if v else SCORED for v in views],
+                    "source": [v.source if v else "" for v in views],
+                    "location": [v.location if v else "" for v in views],
+                    "text": [v.text if v else "" for v in views],
+                }
+            )
+            frame.insert(2, "rank", frame["score"].rank(ascending=False, method="first").astype("Int64"))
+            if self.lexical is not None:
+                frame.insert(5, "lexical", self._lexical_row(q)[known])
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _lexical_row(self, q: int) -> np.ndarray:
+        assert self.lexical is not None
+        if self.columns is None:
+            return self.lexical[q]
+        full = np.full(len(self.train_ids), np.nan)
+        known = self.columns[q] >= 0
+        full[self.columns[q][known]] = self.lexical[q][known]
+        return full

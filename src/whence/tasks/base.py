@@ -1,0 +1,143 @@
+"""What a task is: rows in, a loss *vector* out.
+
+A task turns rows into batches and prices them: **one number per example, summed over its supervised tokens,
+in nats**. The library sums; a task never does, so that a mean/sum mistake cannot hide.
+
+The forward pass is split from the loss (``outputs`` then ``losses``) because the sampled-label Fisher draws its
+labels from the very outputs whose loss is then taken: one forward instead of two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from whence.errors import OptionError, did_you_mean
+from whence.tasks.rows import Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded row, ready to be batched.
+
+    Attributes:
+        id: the row's id.
+        inputs: name -> 1-D integer array of length T (``input_ids`` at least), or 0-D/1-D features for other tasks.
+        labels: what the loss is taken on; for language models T integers, -100 where no loss is taken.
+        length: T, the cost of the row in tokens.
+        loss_tokens: how many labels carry a loss (1 for a classifier).
+        truncated: tokens cut off the row because it was too long (0 = none).
+    """
+
+    id: str
+    inputs: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    length: int
+    loss_tokens: int
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of B examples plus who they are.
+
+    Attributes:
+        ids: B row ids. Never positions: everything downstream joins by id.
+        inputs: keyword arguments of the model's forward.
+        labels: B x T (or B) targets.
+        mask: B x T booleans, True at real tokens; None when the inputs have no token axis.
+        padded: False when the mask is all True, so that nobody multiplies by it.
+    """
+
+    ids: tuple[str, ...]
+    inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+    padded: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def with_labels(self, labels: torch.Tensor) -> Batch:
+        """The same inputs with other labels (used by the sampled-label Fisher)."""
+        return replace(self, labels=labels)
+
+
+class RowProblem(Exception):
+    """Raised by ``Task.encode`` for one bad row; the reader turns it into a quarantine entry.
+
+    ``code`` is a short stable word (``no_loss_tokens``, ``missing_column`` ...), ``message`` is for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(f"{code}: {message}")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What an example is and what it costs. Implementations are frozen dataclasses; computing happens in verbs."""
+
+    name: str
+
+    def encode(self, row: Row) -> Example:
+        """Tokenise one row. Raises ``RowProblem`` for a row that cannot be used."""
+        ...
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Pad B examples to one batch on the CPU."""
+        ...
+
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """One forward pass: whatever ``losses`` needs (logits)."""
+        ...
+
+    def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """B losses in nats, each summed over the example's supervised tokens, in at least float32."""
+        ...
+
+    def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """B numbers to explain, where **lower is better**. By default the loss."""
+        ...
+
+    def sample(self, outputs: torch.Tensor, batch: Batch, seed: int) -> Batch:
+        """Labels drawn from the model at supervised positions only, seeded by (seed, row id)."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must match for two runs to mean the same thing (template hash, max length, mask kind...)."""
+        ...
+
+
+def move(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on another device (no copy when it is there already)."""
+    return replace(
+        batch,
+        inputs={k: v.to(device) for k, v in batch.inputs.items()},
+        labels=batch.labels.to(device),
+        mask=None if batch.mask is None else batch.mask.to(device),
+    )
+
+
+def task_names() -> list[str]:
+    """Tasks found in this folder: modules that define ``TASK``."""
+    package = importlib.import_module("whence.tasks")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return sorted(n for n in names if hasattr(importlib.import_module(f"whence.tasks.{n}"), "TASK"))
+
+
+def get_task(name: str) -> Any:
+    """The task class of that file name.
+
+    Raises:
+        OptionError: no such task; lists the folder.
+    """
+    if name not in task_names():
+        raise OptionError(f"unknown task {name!r}", wanted="a task of whence", try_=did_you_mean(name, task_names()))
+    return importlib.import_module(f"whence.tasks.{name}").TASK
