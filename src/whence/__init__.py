@@ -1,0 +1,65 @@
+"""whence: where did this behaviour come from? Training-data attribution with influence functions.
+
+::
+
+    import whence
+
+    scores = whence.attribute("path/to/model", train="train.jsonl", query="questions.jsonl")
+    scores.proponents(0, k=5)
+    scores.report("report.html")
+
+The names below are the whole public face, loaded on first use: ``import whence`` alone imports neither torch nor numpy.
+Everything else can be imported from its floor by those who extend whence, and is promised to no one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whence.api import attribute as attribute
+    from whence.api import load as load
+    from whence.api import self_influence as self_influence
+    from whence.curvature.base import Method as Method
+    from whence.errors import WhenceError as WhenceError
+    from whence.linalg.damping import absolute as absolute
+    from whence.linalg.damping import factored as factored
+    from whence.linalg.damping import relative as relative
+    from whence.options import TraceOptions as TraceOptions
+    from whence.results import Scores as Scores
+    from whence.tasks.base import Batch as Batch
+    from whence.tasks.base import Task as Task
+
+__version__ = "0.1.0"
+
+# No name here may equal that of a module of whence (``report``, ``check`` ...): importing the module would overwrite it.
+_HOMES = {
+    "attribute": "whence.api",
+    "load": "whence.api",
+    "self_influence": "whence.api",
+    "TraceOptions": "whence.options",
+    "Scores": "whence.results",
+    "Task": "whence.tasks.base",
+    "Batch": "whence.tasks.base",
+    "Method": "whence.curvature.base",
+    "absolute": "whence.linalg.damping",
+    "relative": "whence.linalg.damping",
+    "factored": "whence.linalg.damping",
+    "WhenceError": "whence.errors",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its floor the first time it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whence' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
