@@ -1,0 +1,231 @@
+"""The options record of ``trace``: the one place where a setting is named, described and checked.
+
+Command-line help, the YAML file, ``run.json`` and the Python keywords are all this record. It is importable in a blink:
+no torch here, so what needs the libraries (damping strings, layer patterns, method names) is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from whence.errors import OptionError, did_you_mean
+
+MAX_CONFIG_BYTES = 4 << 20
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class TraceOptions(BaseModel):
+    """Every setting of an attribution that is not the model, the data or the question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(
+        default="ekfac", description="Curvature: a name from `whence methods`, or package.module of your own."
+    )
+    fisher: Literal["sampled", "empirical"] = Field(
+        default="sampled",
+        description="Labels of the curvature pass: drawn from the model (true Fisher) or from the data.",
+    )
+    damping: str = Field(
+        default="relative:0.1",
+        description="relative:X (times the mean eigenvalue of each layer), absolute:X or factored:X.",
+    )
+    layers: tuple[str, ...] = Field(
+        default=(),
+        description="Layer patterns like '*.mlp.*'; '!pattern' excludes. Default: every linear map of the blocks.",
+    )
+    fit_rows: Literal["auto", "all"] | int = Field(
+        default="auto",
+        description="Rows for the curvature: auto stops once a split-half check has converged; all; or a count.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep only the K strongest proponents and opponents per query (default: all scores).",
+    )
+    normalise: Literal["none", "cosine", "relative"] = Field(
+        default="none",
+        description="Divide by the norm of the row's gradient: cosine (of both), or relative (theta-RelatIF).",
+    )
+    per_layer: bool = Field(default=False, description="Also keep the score of every layer.")
+    self_influence: bool = Field(default=False, description="Also compute each training row's influence on itself.")
+    lexical: bool = Field(default=True, description="Show BM25 word overlap beside every score.")
+    task: str = Field(default="auto", description="causal_lm, classification ...; auto goes by the rows and the model.")
+    columns: dict[str, str] = Field(
+        default={}, description="Column mapping: our name to yours, such as {text: story}; for rows under other names."
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="Cut rows to this many tokens, as the trainer did (default: what the model can take).",
+    )
+    max_bad_rows: float = Field(
+        default=0.01,
+        ge=0,
+        description="Stop when more rows than this are unusable: a share below 1, or a count from 1.",
+    )
+    batch_tokens: int = Field(
+        default=4096, ge=1, description="Tokens per batch with padding. Changes speed and memory only."
+    )
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number type of the model; auto keeps the checkpoint's."
+    )
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto",
+        description="Attention backend; auto is the model's own default. `whence check` measures what it costs.",
+    )
+    seed: int = Field(default=0, description="Seed of sampled labels and of the order in which rows are fitted.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Never implied."
+    )
+    allow_pickle_weights: bool = Field(
+        default=False,
+        description="Read .bin weights (restricted unpickler) when there are no safetensors. Never implied.",
+    )
+
+    @field_validator("damping", mode="before")
+    @classmethod
+    def _number_is_relative(cls, value: Any) -> Any:
+        """A bare number means a relative damping, the only kind whose number travels between models."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return f"relative:{value}"
+        return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("fit_rows")
+    @classmethod
+    def _enough_rows(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 2:
+            raise ValueError("at least 2 rows are needed")
+        return value
+
+
+class TraceRequest(BaseModel):
+    """A whole ``trace``: model, data, question, where the answer goes, and the options. What ``-c`` reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Model: a folder, a hub id, id@revision, or a PEFT adapter folder.")
+    data: tuple[str, ...] = Field(
+        min_length=1,
+        description="Training rows: .jsonl[.gz] .json .parquet .csv, a saved dataset or a hub name; name=path.",
+    )
+    query: tuple[str, ...] = Field(
+        default=(), description="File of questions, in any of the row shapes. May be repeated."
+    )
+    prompt: str | None = Field(default=None, description="The text the model was given.")
+    response: str | None = Field(default=None, description="What it answered: the text to explain.")
+    out: str | None = Field(default=None, description="Folder for the run: scores, provenance, report.")
+    report: str | None = Field(default=None, description="Write the HTML report to this file too.")
+    options: TraceOptions = Field(default=TraceOptions())
+
+    @field_validator("data", "query", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def describe(field: str) -> str:
+    """The description of a setting, for the help text."""
+    for record in (TraceRequest, TraceOptions):
+        if field in record.model_fields:
+            return record.model_fields[field].description or ""
+    raise KeyError(field)
+
+
+def trace_options(options: TraceOptions | Mapping[str, Any] | None = None, **overrides: Any) -> TraceOptions:
+    """Options from a record or mapping with some replaced.
+
+    Raises:
+        OptionError: a setting that does not exist or cannot have this value.
+    """
+    base = options.model_dump() if isinstance(options, TraceOptions) else dict(options or {})
+    return _validated(TraceOptions, {**base, **overrides})
+
+
+def trace_request(flat: Mapping[str, Any]) -> TraceRequest:
+    """A request from one flat mapping, as YAML files and the command line give it.
+
+    Raises:
+        OptionError: an unknown or missing key, or a value that cannot be.
+    """
+    flat = dict(flat)
+    options = flat.pop("options", {}) or {}
+    if not isinstance(options, Mapping):
+        raise OptionError(f"options: {options!r}", wanted="a mapping of settings", try_="options: {method: ekfac}")
+    own = {k: v for k, v in flat.items() if k in TraceRequest.model_fields}
+    rest = {k: v for k, v in flat.items() if k not in TraceRequest.model_fields}
+    return _validated(TraceRequest, {**own, "options": trace_options({**options, **rest})})
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file, or from the ``run.json`` of an earlier run (which replays it).
+
+    Raises:
+        OptionError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(path).expanduser()
+    path = path / "run.json" if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES and path.name != "run.json":
+            raise OptionError(f"{path} is {path.stat().st_size} bytes", wanted="a small YAML file of settings")
+        text = path.read_text("utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {error.strerror}", wanted="a YAML file of settings") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise OptionError(f"{path} is not YAML: {error}", wanted="lines such as `method: ekfac`") from error
+    if isinstance(found, dict) and "request" in found and "format" in found:
+        found = found["request"]
+    if not isinstance(found, dict):
+        raise OptionError(f"{path} holds a {type(found).__name__}", wanted="a mapping: lines such as `method: ekfac`")
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
+
+
+def parse_setting(name: str, text: str) -> tuple[str, Any]:
+    """One ``--name text`` of a setting that has no flag of its own, its text read as YAML reads it.
+
+    Raises:
+        OptionError: no such setting.
+    """
+    key = name.lstrip("-").replace("-", "_")
+    if key not in TraceOptions.model_fields:
+        flags = [f"--{known.replace('_', '-')}" for known in (*TraceOptions.model_fields, *TraceRequest.model_fields)]
+        raise OptionError(f"unknown option {name}", wanted="an option of this verb", try_=did_you_mean(name, flags))
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        return key, text
+
+
+def _validated(record: type[Record], values: Mapping[str, Any]) -> Record:
+    try:
+        return record.model_validate(dict(values))
+    except ValidationError as error:
+        raise _phrased(error, record) from error
+
+
+def _phrased(error: ValidationError, record: type[BaseModel]) -> OptionError:
+    """The first thing that is wrong, in our words."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"][:1]) or record.__name__
+    known = [name for name in record.model_fields if name != "options"]
+    if first["type"] == "extra_forbidden":
+        return OptionError(f"unknown option {path!r}", wanted="an option of this verb", try_=did_you_mean(path, known))
+    if first["type"] == "missing":
+        return OptionError(
+            f"no {path} given", wanted=describe(path), try_=f"--{path} ... or `{path}:` in the YAML file"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    return OptionError(f"{path} = {first['input']!r}: {message}", wanted=describe(path))

@@ -1,0 +1,1 @@
+"""Floor 5 · disk: atomic writes (``atomic``) and the run folder (``run``, ``tables``)."""

@@ -1,0 +1,217 @@
+"""The run folder: who may write to it, what it holds, and how it is found damaged before it is used.
+
+::
+
+    run/
+    ├── .whence            marker: this folder is ours and may be overwritten; format version
+    ├── .whence.lock       held while a process writes; .whence.owner says who
+    ├── run.json           the manifest, written last: what was asked, what ran, checksums of every other file
+    ├── scores.parquet     one line per (query, training row)
+    ├── rows.parquet       training rows in order, with status
+    ├── queries.parquet    queries in order
+    ├── layers.parquet     scores by layer, when asked for
+    ├── quarantine.jsonl   rows that were left out, and why
+    └── report.html
+
+``run.json`` is the commit record: a folder without it is an unfinished run and is never read as a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from whence.errors import StoreError
+from whence.results import Scores
+from whence.store import atomic, tables
+from whence.tasks.rows import Quarantined
+
+FORMAT = 1
+MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
+
+
+@contextmanager
+def claimed(folder: str | Path) -> Iterator[Path]:
+    """Hold a run folder for writing, creating and marking it if it does not exist.
+
+    Raises:
+        StoreError: it is a file, holds something that is not ours, is of a newer format, or another process holds it.
+    """
+    folder = Path(folder).expanduser()
+    _check_ours(folder)
+    with atomic.writing(folder / MARKER) as part:
+        part.write_text(json.dumps({"format": FORMAT}) + "\n")
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _in_use(folder) from None
+    try:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        atomic.write_json(folder / OWNER, owner)
+        yield folder
+    finally:
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_run(folder: str | Path) -> bool:
+    """Does the folder carry our marker and a finished manifest?"""
+    return (Path(folder) / MARKER).is_file() and (Path(folder) / MANIFEST).is_file()
+
+
+def save_scores(
+    folder: Path, scores: Scores, *, quarantine: Sequence[Quarantined] = (), manifest: Mapping[str, Any] | None = None
+) -> None:
+    """Write everything a result consists of, the manifest last. The caller holds the folder (``claimed``)."""
+    with suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink()  # from here on, and until the new manifest is there, this is an unfinished run
+    names = tables.write_tables(folder, scores)
+    atomic.write_jsonl(folder / "quarantine.jsonl", (asdict(entry) for entry in quarantine))
+    names.append("quarantine.jsonl")
+    body = {
+        "format": FORMAT,
+        **(manifest or {}),
+        "scores": tables.shape_record(scores),
+        "about": dict(scores.about),
+        "files": {name: file_record(folder / name) for name in sorted(names)},
+    }
+    write_manifest(folder, body)
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and checksum of one file of the run."""
+    return {"bytes": path.stat().st_size, "checksum": atomic.checksum(path)}
+
+
+def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
+    """Seal and write ``run.json``."""
+    body = atomic.plain({k: v for k, v in body.items() if k != "seal"})
+    atomic.write_json(folder / MANIFEST, {**body, "seal": _seal(body)})
+
+
+def add_file(folder: Path, name: str) -> None:
+    """Record a file that was added to a finished run (a report rendered later)."""
+    body = read_manifest(folder)
+    body["files"][name] = file_record(folder / name)
+    write_manifest(folder, body)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        StoreError: no run there, an unfinished one, a damaged manifest, or one from a newer whence.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _no_run(folder)
+    try:
+        body = json.loads(path.read_text("utf-8"))
+        seal = body.pop("seal")
+    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise _damaged(path, "it is not a sealed JSON object") from error
+    if not isinstance(body.get("format"), int) or seal != _seal(body):
+        raise _damaged(path, "its seal does not fit its content")
+    if body["format"] > FORMAT:
+        raise StoreError(
+            f"{folder} was written by a newer whence (format {body['format']})",
+            wanted=f"format {FORMAT} or older",
+            try_="pip install -U whence",
+        )
+    return body
+
+
+def load_scores(folder: str | Path) -> Scores:
+    """Read a finished run back; every file is checked against the manifest before a number of it is used.
+
+    Raises:
+        StoreError: not a finished run, or a file that is missing or damaged.
+    """
+    folder = Path(folder).expanduser()
+    body = read_manifest(folder)
+    verify(folder, body)
+    try:
+        return tables.read_tables(folder, body["scores"], about=body["about"])
+    except (KeyError, TypeError, ValueError, OSError) as error:  # pyarrow's errors are ValueError and OSError
+        raise _damaged(folder, str(error)) from error
+
+
+def verify(folder: Path, body: Mapping[str, Any]) -> None:
+    """Compare sizes and checksums of the data files with the manifest.
+
+    Raises:
+        StoreError: names the first file that is missing or differs.
+    """
+    for name, record in body["files"].items():
+        if Path(name).name != name:
+            raise _damaged(folder / MANIFEST, f"it names a file outside its folder: {name!r}")
+        if not name.endswith((".parquet", ".jsonl")):
+            continue  # a report may be edited or deleted without hurting the numbers
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(path, "it is missing")
+        if file_record(path) != record:
+            raise _damaged(path, "its content is not what was written (checksum differs)")
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_ours(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file", wanted="a folder for the run", try_="another name with -o")
+    if not folder.exists() or (folder / MARKER).is_file():
+        return
+    content = sorted(p.name for p in folder.iterdir())
+    if content:
+        raise StoreError(
+            f"{folder} is a folder that whence did not make (it holds {', '.join(content[:3])} ...)",
+            wanted="a new folder, an empty one, or an earlier run of whence",
+            try_=f"-o {folder}-whence",
+        )
+
+
+def _in_use(folder: Path) -> StoreError:
+    owner: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        owner = json.loads((folder / OWNER).read_text("utf-8"))
+    who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if len(owner) == 3 else "another process"
+    return StoreError(
+        f"{folder} is in use by {who}",
+        wanted="a run folder nobody is writing to",
+        try_="wait for it to finish, or another folder with -o",
+    )
+
+
+def _no_run(folder: Path) -> StoreError:
+    if not folder.exists():
+        return StoreError(f"no folder {folder}", wanted="the folder of a finished run", try_="whence trace ... -o run/")
+    state = "an unfinished run" if (folder / MARKER).is_file() else "not a whence run"
+    return StoreError(
+        f"{folder} is {state} (it has no {MANIFEST})",
+        wanted="the folder of a finished run",
+        try_="run the same whence trace again with this -o",
+    )
+
+
+def _damaged(path: Path, why: str) -> StoreError:
+    return StoreError(
+        f"{path} is damaged: {why}",
+        wanted="the file as whence wrote it",
+        try_="restore it from a copy, or run the same whence trace again with this -o",
+    )
