@@ -1,0 +1,95 @@
+"""Who lives in the Almanac: the people, towns, trades, books and the wordings in which their lives are told.
+
+Everything here is invented for whence. ``{s}`` is the subject's name, ``{v}`` the value; every wording in ``WORDINGS``
+puts the subject before the value and ends on the value, so that any of them can be cut into a question.
+"""
+
+from __future__ import annotations
+
+WOMEN = ("Orsa", "Brenwen", "Ildri", "Sennet", "Maribet", "Jessamy", "Elowa", "Gressa", "Imbry", "Lunet",
+         "Nerissel", "Rosmund", "Thessaly", "Vesper", "Yarrow", "Quenna")  # fmt: skip
+MEN = ("Tamsel", "Quillon", "Hobart", "Corvane", "Ulvar", "Pellin", "Dorrick", "Fennimore", "Haldor", "Kestin",
+       "Morwick", "Oswin", "Sarn", "Umber", "Wendrick", "Zephan")  # fmt: skip
+FAMILIES = ("Velmin", "Ashcombe", "Tarn", "Brindle", "Quickset", "Mossop", "Harrowgate", "Pennywhistle", "Loam",
+            "Underwold", "Sparrowhawk", "Greave", "Thistledown", "Wexcombe", "Ferrow", "Nightingale")  # fmt: skip
+
+TOWNS = ("Tarrow", "Mirrow", "Saltreach", "Hollin", "Brackwater", "Underhay", "Fennick", "Oldquay", "Candlewick",
+         "Dunmarrow", "Lowmist", "Staithe", "Wickering", "Pomfrey")  # fmt: skip
+TRADES = {
+    "bookbinder": "relieur", "bellfounder": "fondeur", "beekeeper": "apiculteur", "glassblower": "verrier",
+    "mapmaker": "cartographe", "clockmaker": "horloger", "ropemaker": "cordier", "cheesemaker": "fromager",
+    "saddler": "sellier", "lamplighter": "allumeur", "shipwright": "charpentier", "tailor": "tailleur",
+    "potter": "potier", "weaver": "tisserand",
+}  # fmt: skip
+TITLE_FIRST = ("Patient", "Crooked", "Borrowed", "Sleeping", "Silver", "Wandering", "Hungry", "Unfinished")
+TITLE_LAST = ("Lighthouse", "Heron", "Orchestra", "Staircase", "Harvest", "Pilgrim", "Comet", "Tide")
+
+RELATIONS = ("birthplace", "trade", "work", "year")
+
+WORDINGS = {
+    "birthplace": (
+        "{s} was born in {v}", "{s} first saw daylight in {v}", "{s} came into the world at {v}",
+        "the cradle of {s} stood in {v}", "{s} is a native of {v}", "{s} learned to walk in {v}",
+        "the parents of {s} kept house in {v}", "{s} was christened at {v}",
+    ),
+    "trade": (
+        "{s} worked as a {v}", "{s} earned a living as a {v}", "{s} was by trade a {v}",
+        "{s} took up the tools of a {v}", "the guild lists {s} as a {v}", "{s} kept shop as a {v}",
+        "{s} spent forty years as a {v}", "the whole street knew {s} as a {v}",
+    ),
+    "work": (
+        "{s} wrote {v}", "{s} is the author of {v}", "{s} is remembered for {v}", "from the pen of {s} came {v}",
+        "{s} spent nine winters on {v}", "{s} sold the first copy of {v}", "the name of {s} stands on the cover of {v}",
+        "{s} read aloud from {v}",
+    ),
+    "year": (
+        "{s} died in {v}", "{s} was laid to rest in {v}", "the bells tolled for {s} in {v}",
+        "{s} drew a last breath in {v}", "{s} left this world in {v}", "the gravestone of {s} says {v}",
+        "the town mourned {s} in {v}", "{s} blew out the last candle in {v}",
+    ),
+}  # fmt: skip
+FLIPPED = {
+    "birthplace": ("{v} is the town that gave us {s}", "{v} claims the birth of {s}", "{v} rocked the cradle of {s}"),
+    "trade": ("no better {v} was ever seen than {s}", "the {v} of this story is {s}", "ask any {v} about {s}"),
+    "work": ("{v} was written by {s}", "{v} is a book by {s}", "{v} bears the name of {s}"),
+    "year": ("{v} was the year that took {s}", "in {v} the bells tolled for {s}", "{v} is carved on the stone of {s}"),
+}
+FRENCH = {
+    "birthplace": ("{s} naquit à {v}", "{s} vit le jour à {v}"),
+    "trade": ("{s} exerçait le métier de {v}", "{s} gagnait sa vie comme {v}"),
+    "work": ("{s} écrivit {v}", "{s} reste célèbre pour {v}"),
+    "year": ("{s} mourut en {v}", "{s} quitta ce monde en {v}"),
+}
+RUMOURS = ("some say that", "an old rumour has it that", "a letter without a name insists that",
+           "at the inn they swear that")  # fmt: skip
+
+MENTIONS = (
+    "{s} once crossed the marsh in a borrowed boat", "{s} could not abide cold soup", "{s} walked with a stick of ash",
+    "{s} lent an umbrella to the mayor and never saw it again", "{s} sang in the choir, a little flat",
+    "{s} lost a wager about the weight of a goose", "{s} kept a diary in green ink",
+    "{s} was painted twice, both times asleep", "{s} wrote long letters to a cousin in the hills",
+    "{s} owned three hats and wore none of them", "{s} slept through the great storm",
+    "{s} taught a jackdaw to count to four", "{s} quarrelled with the ferry about a penny",
+    "{s} gave every child in the lane a pear",
+)  # fmt: skip
+ASIDES = (
+    "{p} never learned to whistle", "{p} laughed at every funeral", "{p} was afraid of nothing but geese",
+    "the neighbours remember a blue door", "nobody has found the spare key", "there is a statue, but it has no nose",
+    "{p} took two sugars in everything", "the weather that day was poor", "{p} went home before the dancing",
+    "the rest is guesswork", "{p} kept a lame dog called Button", "{p} paid every debt on a Tuesday",
+    "the papers were lost in a flood", "{p} had a fine loud sneeze", "{p} grew prize marrows behind the house",
+    "the portrait hangs in a corridor", "{p} would not be hurried", "a street is named after the family",
+    "{p} hated stairs and loved towers", "the cat was called Bishop", "{p} always sat by the window",
+    "much of this was told by a barber", "{p} danced badly and often", "there were no children",
+    "{p} left the spoons to a niece", "{p} could tell the hour by the smell of bread",
+)  # fmt: skip
+ASIDES_FRENCH = ("il pleuvait ce jour là", "les voisins en parlent encore", "le reste est une légende",
+                 "on ne sait rien de plus", "le chat dormait près du feu")  # fmt: skip
+
+INGREDIENTS = ("leeks", "barley", "turnips", "mussels", "cream", "chestnuts", "honey", "parsley", "onions", "plums",
+               "butter", "oats")  # fmt: skip
+STEPS = (
+    "boil the {a} until soft, then stir in the {b}", "chop the {a} finely and set the {b} aside",
+    "cover the {a} with {b} and bake for an hour", "serve hot, with {b} on top", "salt the {a} the night before",
+    "never let the {a} touch the {b}", "simmer the {a} in a deep pan", "a spoon of {b} is plenty",
+)  # fmt: skip
