@@ -33,6 +33,7 @@ class Example:
         length: T, the cost of the row in tokens.
         loss_tokens: how many labels carry a loss (1 for a classifier).
         truncated: tokens cut off the row because it was too long (0 = none).
+        notes: short words for what was noticed while encoding (``truncated``, ``double_bos`` ...), counted aloud.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     length: int
     loss_tokens: int
     truncated: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

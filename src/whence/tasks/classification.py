@@ -1,0 +1,151 @@
+"""Label loss of a sequence classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from whence.errors import TaskError
+from whence.tasks.base import Batch, Example, RowProblem
+from whence.tasks.rows import Row
+from whence.tasks.sampling import row_uniforms, sample_categorical
+from whence.tasks.shapes import check_fields
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    """Negative log-likelihood of the label, in nats: one number per row.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        label2id: the model's names of its classes (``model.config.label2id``).
+        max_length: most tokens kept of a row, the first ones; None = the tokenizer's own limit.
+        overlong: what to do with longer rows: ``truncate`` or ``skip`` (quarantine).
+    """
+
+    tokenizer: Any
+    label2id: Mapping[str, int] = field(default_factory=dict)
+    max_length: int | None = None
+    overlong: Literal["truncate", "skip"] = "truncate"
+    name: str = "classification"
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a row; None = no limit."""
+        if self.max_length is not None:
+            return self.max_length
+        own = getattr(self.tokenizer, "model_max_length", None)
+        return own if own is not None and own < 10**7 else None
+
+    def encode(self, row: Row) -> Example:
+        """Tokenise one row (``text``, with ``text_pair`` for models of two texts) and find its class.
+
+        Raises:
+            RowProblem: no text, no label, or a label that the model does not know.
+        """
+        problem = check_fields(row.fields, "text_label")
+        if problem:
+            raise RowProblem(*problem)
+        label = self._class_of(row.fields["label"])
+        encoded = self._tokenise(row)
+        length = len(encoded["input_ids"])
+        if not length:
+            raise RowProblem("no_loss_tokens", "the text has no tokens")
+        over = 0
+        if self.limit is not None and length > self.limit:
+            if self.overlong == "skip":
+                raise RowProblem("overlong", f"{length} tokens, at most {self.limit} are taken")
+            encoded = self._tokenise(row, truncate=True)
+            over, length = length - len(encoded["input_ids"]), len(encoded["input_ids"])
+        notes = ("truncated",) if over else ()
+        return Example(row.id, encoded, np.asarray(label, dtype=np.int64), length, 1, over, notes)
+
+    def _tokenise(self, row: Row, *, truncate: bool = False) -> dict[str, np.ndarray]:
+        # The tokenizer itself truncates, because it must keep its closing special token ([SEP]).
+        texts = [row.fields["text"]] + ([row.fields["text_pair"]] if row.fields.get("text_pair") else [])
+        try:
+            output = self.tokenizer(
+                *texts, truncation=truncate, max_length=self.limit if truncate else None, verbose=False
+            )
+        except Exception as error:  # the tokenizers raise whatever they like
+            raise RowProblem("tokenizer_error", f"{type(error).__name__}: {str(error)[:200]}") from error
+        names = [n for n in ("input_ids", "token_type_ids") if n in output]
+        return {n: np.asarray(output[n], dtype=np.int64) for n in names}
+
+    def _class_of(self, label: Any) -> int:
+        """The model's class of a label given by name, by number, or by number as text."""
+        known = sorted(set(self.label2id.values()))
+        if isinstance(label, str) and label in self.label2id:
+            return self.label2id[label]
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if isinstance(label, str) and label.strip().isdecimal():
+            label = int(label)
+        if isinstance(label, int) and not isinstance(label, bool) and label in known:
+            return label
+        names = ", ".join(f"{name}={i}" for name, i in list(self.label2id.items())[:10])
+        raise RowProblem("unknown_label", f"label {str(label)[:60]!r}; the model knows {names}")
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Pad B examples on the right."""
+        width = max(example.length for example in examples)
+        mask = np.zeros((len(examples), width), dtype=bool)
+        columns = {n: np.full((len(examples), width), self._pad(n), dtype=np.int64) for n in examples[0].inputs}
+        for b, example in enumerate(examples):
+            mask[b, : example.length] = True
+            for name, values in example.inputs.items():
+                columns[name][b, : example.length] = values
+        padded = not bool(mask.all())
+        inputs = {name: torch.from_numpy(values) for name, values in columns.items()}
+        if padded:
+            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        labels = torch.from_numpy(np.asarray([example.labels for example in examples], dtype=np.int64))
+        return Batch(tuple(e.id for e in examples), inputs, labels, torch.from_numpy(mask), padded)
+
+    def _pad(self, name: str) -> int:
+        value = self.tokenizer.pad_token_id if name == "input_ids" else 0
+        return 0 if value is None else int(value)
+
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """B x C logits.
+
+        Raises:
+            TaskError: a decoder-based classifier without a padding token cannot find each row's last token.
+        """
+        config = getattr(model, "config", None)
+        if batch.padded and config is not None and getattr(config, "pad_token_id", 0) is None:
+            raise TaskError(
+                "the classifier has no padding token, so it cannot tell where a row ends",
+                wanted="model.config.pad_token_id and tokenizer.pad_token, the same as in training",
+                try_="model.config.pad_token_id = tokenizer.pad_token_id",
+            )
+        result = model(**batch.inputs)
+        return result if isinstance(result, torch.Tensor) else result.logits
+
+    def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """B losses in nats."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return F.cross_entropy(logits, batch.labels, reduction="none")
+
+    def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """B numbers to explain, lower is better: the loss."""
+        return self.losses(outputs, batch)
+
+    def sample(self, outputs: torch.Tensor, batch: Batch, seed: int) -> Batch:
+        """The batch with each label drawn from the model, seeded by (seed, row id)."""
+        where = torch.ones(len(batch), 1, dtype=torch.bool, device=outputs.device)
+        drawn = sample_categorical(outputs.detach()[:, None, :], where, row_uniforms(seed, batch.ids, 1))
+        return batch.with_labels(drawn)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must match for two runs to price the same loss."""
+        labels = dict(sorted(self.label2id.items()))
+        return {"task": self.name, "max_length": self.limit, "overlong": self.overlong, "label2id": labels}
+
+
+TASK = SequenceClassification

@@ -1,0 +1,230 @@
+"""Row shapes: which columns mean what, whether a row fits, and what a person sees of it.
+
+=================== =========================================== ==========================================
+shape               columns                                     loss on (default)
+=================== =========================================== ==========================================
+input_ids           input_ids (+ labels, attention_mask)        ``labels`` when given, else every token
+messages            messages or conversations (+ tools)         the assistant's turns
+prompt_completion   prompt, completion (text or messages)       the completion
+instruction         instruction (+ input), output or response   the output
+text_label          text (+ text_pair), label                   the label; every token for a language model
+features            features, target                            the target
+text                text                                        every token
+=================== =========================================== ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Problem = tuple[str, str]
+"""A short stable code, and a message for people."""
+
+SHAPES = ("input_ids", "messages", "prompt_completion", "instruction", "text_label", "features", "text")
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+def detect_shape(fields: Mapping[str, Any]) -> str:
+    """The shape that the column names speak for, the most specific first; "" when there is none."""
+    names = fields.keys()
+    if "input_ids" in names:
+        return "input_ids"
+    if "messages" in names or "conversations" in names:
+        return "messages"
+    if "prompt" in names and "completion" in names:
+        return "prompt_completion"
+    if "instruction" in names and ("output" in names or "response" in names):
+        return "instruction"
+    if "text" in names:
+        return "text_label" if "label" in names else "text"
+    if "features" in names and "target" in names:
+        return "features"
+    return ""
+
+
+def apply_columns(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record with the user's columns also under the names whence knows.
+
+    A name that whence knows but that the user maps elsewhere is replaced, even when the record has such a column.
+    """
+    mapped = {known: fields[theirs] for known, theirs in columns.items() if theirs in fields}
+    return {**{k: v for k, v in fields.items() if k not in columns}, **mapped}
+
+
+def explain_columns(columns: Sequence[str], shape: str) -> str:
+    """What to try when rows fit no shape, naming the columns that are there."""
+    found = ", ".join(columns[:20]) or "none"
+    target = "text" if shape in ("auto", "text", "text_label") else shape
+    example = next((c for c in columns if c.lower() in _TEXT_LIKE), columns[0] if columns else "column")
+    return f"columns found: {found}. Name yours: --column {target}={example}"
+
+
+_TEXT_LIKE = {"sentence", "content", "document", "body", "question", "review", "story", "passage", "en"}
+
+
+def check_fields(fields: Mapping[str, Any], shape: str) -> Problem | None:
+    """What keeps a record from having this shape, or None."""
+    return _CHECKS[shape](fields) if shape in _CHECKS else ("unknown_shape", "no known columns")
+
+
+def _text(fields: Mapping[str, Any], name: str) -> Problem | None:
+    if name not in fields:
+        return "missing_column", f"no column {name!r} (found: {', '.join(map(str, list(fields)[:8]))})"
+    value = fields[name]
+    if value is None:
+        return "null_text", f"{name!r} is null where text was wanted"
+    if not isinstance(value, str):
+        return "wrong_type", f"{name!r} is {type(value).__name__} where text was wanted"
+    return None
+
+
+def _check_text(fields: Mapping[str, Any]) -> Problem | None:
+    return _text(fields, "text")
+
+
+def _check_text_label(fields: Mapping[str, Any]) -> Problem | None:
+    if fields.get("label") is None:
+        return "missing_label", "no label"
+    return _text(fields, "text")
+
+
+def _check_prompt_completion(fields: Mapping[str, Any]) -> Problem | None:
+    if isinstance(fields.get("prompt"), list):
+        for name in ("prompt", "completion"):
+            if problem := _messages_problem(fields.get(name), name):
+                return problem
+        return None
+    return _text(fields, "prompt") or _text(fields, "completion")
+
+
+def _check_instruction(fields: Mapping[str, Any]) -> Problem | None:
+    answer = "output" if "output" in fields else "response"
+    extra = _text(fields, "input") if fields.get("input") is not None else None
+    return _text(fields, "instruction") or extra or _text(fields, answer)
+
+
+def _check_messages(fields: Mapping[str, Any]) -> Problem | None:
+    name = "messages" if "messages" in fields else "conversations"
+    if name not in fields:
+        return "missing_column", "no column 'messages'"
+    return _messages_problem(fields[name], name)
+
+
+def _messages_problem(value: Any, name: str) -> Problem | None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return "wrong_type", f"{name!r} is {type(value).__name__} where a list of messages was wanted"
+    if not value:
+        return "no_messages", f"{name!r} is empty"
+    for i, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            return "wrong_type", f"{name}[{i}] is {type(message).__name__} where an object was wanted"
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str):
+            return "missing_role", f"{name}[{i}] has no role"
+        content = message.get("content", message.get("value"))
+        if problem := _content_problem(content, message, f"{name}[{i}]"):
+            return problem
+    return None
+
+
+def _content_problem(content: Any, message: Mapping[str, Any], where: str) -> Problem | None:
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return None
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        return None
+    return "wrong_type", f"{where} has content of {type(content).__name__} where text was wanted"
+
+
+def _check_ids(fields: Mapping[str, Any]) -> Problem | None:
+    for name in ("input_ids", "labels", "attention_mask"):
+        values = fields.get(name)
+        if values is None and name != "input_ids":
+            continue
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            return "wrong_type", f"{name!r} is {type(values).__name__} where a list of whole numbers was wanted"
+        if any(type(v) is not int for v in values):
+            return "wrong_type", f"{name!r} holds something else than whole numbers"
+        if len(values) != len(fields["input_ids"]):
+            return "length_mismatch", f"{len(fields['input_ids'])} input_ids but {len(values)} {name}"
+    return None
+
+
+def _check_features(fields: Mapping[str, Any]) -> Problem | None:
+    for name in ("features", "target"):
+        values = fields.get(name)
+        values = values if isinstance(values, Sequence) else [values]
+        if isinstance(values, str) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            return "wrong_type", f"{name!r} is not a number or a list of numbers"
+        if not all(abs(v) < float("inf") for v in values):  # also false for NaN
+            return "not_finite", f"{name!r} holds NaN or infinity"
+    return None
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], Problem | None]] = {
+    "text": _check_text,
+    "text_label": _check_text_label,
+    "prompt_completion": _check_prompt_completion,
+    "instruction": _check_instruction,
+    "messages": _check_messages,
+    "input_ids": _check_ids,
+    "features": _check_features,
+}
+
+
+def messages_of(fields: Mapping[str, Any], name: str = "") -> list[dict[str, Any]]:
+    """A chat as ``role``/``content`` messages, from either of the two common spellings.
+
+    Content given as parts is joined when all parts are text. Keys other than role and content (tool calls, names) stay.
+    """
+    value = fields[name] if name else fields.get("messages", fields.get("conversations"))
+    assert value is not None
+    return [_message(m) for m in value]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    kept = {k: v for k, v in message.items() if k not in ("from", "value") and v is not None}
+    return {**kept, "role": _ROLES.get(str(role), role), "content": content}
+
+
+def answer_of(fields: Mapping[str, Any]) -> str:
+    """The answer of an instruction row."""
+    return fields["output"] if "output" in fields else fields["response"]
+
+
+def fields_spans(fields: Mapping[str, Any], shape: str = "auto") -> tuple[tuple[str, str], ...]:
+    """The pieces of a row that a person reads, as (kind, text); kinds are column names or roles."""
+    shape = detect_shape(fields) if shape in ("auto", "mixed", "") else shape
+    if shape == "messages":
+        return tuple((str(m["role"]), str(m["content"] or "")) for m in messages_of(fields))
+    if shape == "prompt_completion" and isinstance(fields["prompt"], list):
+        parts = messages_of(fields, "prompt") + messages_of(fields, "completion")
+        return tuple((str(m["role"]), str(m["content"] or "")) for m in parts)
+    if shape == "prompt_completion":
+        return ("prompt", fields["prompt"]), ("completion", fields["completion"])
+    if shape == "instruction":
+        given = (("input", fields["input"]),) if fields.get("input") else ()
+        return ("instruction", fields["instruction"]), *given, ("output", answer_of(fields))
+    if shape in ("text", "text_label"):
+        pair = (("text_pair", str(fields["text_pair"])),) if fields.get("text_pair") else ()
+        return ("text", fields["text"]), *pair
+    if shape == "input_ids":
+        return (("input_ids", str(fields.get("text") or " ".join(map(str, fields["input_ids"])))),)
+    return (("row", ", ".join(f"{k}={v}" for k, v in fields.items())),)
+
+
+def fields_text(fields: Mapping[str, Any], shape: str = "auto") -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What a person reads of a row: the text, and its pieces when there is more than one.
+
+    Returns:
+        The pieces joined (prompt and completion as they are, other pieces by line breaks), and the pieces as
+        (kind, text), empty when the row is one piece: the ``text`` and ``spans`` of ``results.RowView``.
+    """
+    spans = fields_spans(fields, shape)
+    glue = "" if len(spans) == 2 and spans[0][0] == "prompt" else "\n"
+    return glue.join(text for _, text in spans), spans if len(spans) > 1 else ()
