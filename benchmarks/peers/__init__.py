@@ -1,0 +1,1 @@
+"""The same EK-FAC job done by other libraries, each in its own environment."""
