@@ -14,8 +14,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
-PIN := --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --constraint constraints.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?=
 ARGS ?=
@@ -29,27 +28,27 @@ help:
 
 $(VENV)/.made:
 	@.ci/python -m venv $(VENV)
-	@$(PIP) install $(PIN) pip setuptools
+	@$(PIP) pip setuptools
 	@touch $@
 
 # torch first and alone, from the CPU index: a plain install would fetch gigabytes of CUDA libraries on Linux
 $(VENV)/.torch: $(VENV)/.made constraints.txt
 	@echo "installing torch (CPU build)"
-	@$(PIP) install $(PIN) --no-deps --retries 1 --index-url $(TORCH_INDEX) torch || { \
+	@$(PIP) --no-deps --retries 0 --index-url $(TORCH_INDEX) torch || { \
 	  echo "no CPU build of torch at $(TORCH_INDEX); name another index: make $(MAKECMDGOALS) TORCH_INDEX=..." >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "installing whence and what it needs"
-	@$(PIP) install $(PIN) --no-build-isolation --editable .
+	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 # curvlinops (the independent twin of the curvature tests) and backpack declare torchvision, whose registry build does
 # not match a CPU torch and breaks `import transformers`: they come without dependencies, their other needs are extras
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the tools for tests, lint, types and docs"
-	@$(PIP) install $(PIN) --no-build-isolation --editable '.[dev]'
-	@$(PIP) install $(PIN) --no-deps curvlinops-for-pytorch backpack-for-pytorch
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-deps curvlinops-for-pytorch backpack-for-pytorch
 	@touch $@
 
 chromium:
