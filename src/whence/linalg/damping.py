@@ -48,7 +48,11 @@ class Damping:
         """
         mean = eigenvalues_OI.mean()
         if not bool(torch.isfinite(mean)):
-            raise CurvatureError("eigenvalues are not finite", wanted="finite curvature", try_="look for rows or weights that overflow (whence check)")
+            raise CurvatureError(
+                "eigenvalues are not finite",
+                wanted="finite curvature",
+                try_="look for rows or weights that overflow (whence check)",
+            )
         if self.kind == "absolute":
             return eigenvalues_OI + self.value
         if mean <= 0:
@@ -94,4 +98,6 @@ def parse_damping(text: str | float | Damping) -> Damping:
     try:
         return Damping(kind or "relative", float(number))  # type: ignore[arg-type]  # checked in __post_init__
     except ValueError as error:
-        raise OptionError(f"damping {text!r}", wanted="kind:number", try_="relative:0.1, absolute:1e-3 or factored:0.1") from error
+        raise OptionError(
+            f"damping {text!r}", wanted="kind:number", try_="relative:0.1, absolute:1e-3 or factored:0.1"
+        ) from error

@@ -45,7 +45,7 @@ class MatrixBatch(ABC):
 
     @abstractmethod
     def sided(self, left_PO: Tensor | None, right_RI: Tensor | None) -> MatrixBatch:
-        """left · X · rightᵀ for each matrix X; None stands for the identity. Keeps the form."""
+        """Matrix products left · X · rightᵀ for each matrix X; None stands for the identity. Keeps the form."""
 
     @abstractmethod
     def full(self) -> Tensor:

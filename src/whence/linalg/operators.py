@@ -35,7 +35,7 @@ class LayerOperator(Protocol):
         ...
 
     def power(self, exponent: float, damping: Damping) -> LayerOperator:
-        """(operator + damping) ** exponent; -1 is the damped inverse."""
+        """Power of the damped operator, (self + damping) ** exponent; -1 is the damped inverse."""
         ...
 
     def dense(self) -> Tensor:
@@ -207,7 +207,11 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         CurvatureError: not finite, or negative beyond rounding (not a covariance).
     """
     if not bool(torch.isfinite(matrix).all()):
-        raise CurvatureError("a covariance is not finite", wanted="finite statistics", try_="whence check; look for overflow in half precision")
+        raise CurvatureError(
+            "a covariance is not finite",
+            wanted="finite statistics",
+            try_="whence check; look for overflow in half precision",
+        )
     symmetric = matrix.double()
     symmetric = (symmetric + symmetric.T) / 2
     try:
@@ -231,7 +235,7 @@ def matrix_power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def _shifted_inverse(matrix: Tensor, root: float) -> Tensor:
-    """(M + root x mean eigenvalue)⁻¹ by Cholesky in float64: cheaper than an eigendecomposition. 0 for a zero matrix."""
+    """Inverse of (M + root x its mean eigenvalue) by Cholesky in float64, cheaper than an eigh; 0 for a zero matrix."""
     wide = matrix.double()
     mean = wide.diagonal().mean()
     if not bool(torch.isfinite(mean)):

@@ -1,0 +1,164 @@
+"""Methods as tuples of stages; a fit is one pass per stage, and every stage's state is a *sum*.
+
+A stage says what to sum over the rows (``terms``) and what to make of the sums (``finish``). Because states are sums,
+merging two halves, two machines or two shards is addition, and a split-half check costs nothing extra.
+
+Dtype policy: gradients arrive in float32 at least (capture widens half precision), sums are kept in that dtype,
+eigendecompositions run in float64. Curvature is of the **mean over examples** of the summed loss.
+
+Adding a method is adding a file here with a module constant ``METHOD``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from whence.errors import OptionError, did_you_mean
+from whence.gradients.source import GradientSource
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.operators import Blocks, Operator
+
+LayerTensors = Mapping[str, Mapping[str, Tensor]]
+Fisher = Literal["sampled", "empirical"]
+
+
+class Memo:
+    """Remembers the last value computed from a tensor, by identity: q, k and v are fed the same input object."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Tensor, object] | None = None
+        self._value: Tensor | None = None
+
+    def once(self, tensor: Tensor, tag: object, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, or its last result when asked about the same tensor object and tag again."""
+        if self._key is None or self._key[0] is not tensor or self._key[1] is not tag:
+            self._key, self._value = (tensor, tag), compute()
+        assert self._value is not None
+        return self._value
+
+    def forget(self) -> None:
+        """Let the last tensor go (end of a batch)."""
+        self._key = self._value = None
+
+
+@dataclass
+class Sums:
+    """A stage's state: named sums per layer, and how many examples and token positions they run over."""
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    examples: int = 0
+
+    def add(self, layer: str, terms: Mapping[str, Tensor], positions: int) -> None:
+        mine = self.tensors.setdefault(layer, {})
+        for name, value in terms.items():
+            if name in mine:
+                mine[name] += value
+            else:
+                mine[name] = value.clone()  # the value may be shared with another layer through the memo
+        self.positions[layer] = self.positions.get(layer, 0) + positions
+
+    def merged(self, other: Sums) -> Sums:
+        """The sums over both sets of rows: the whole of data-parallel fitting."""
+        result = Sums(examples=self.examples + other.examples)
+        for part in (self, other):
+            for layer, terms in part.tensors.items():
+                result.add(layer, terms, part.positions[layer])
+        return result
+
+
+Terms = Callable[[str, MatrixBatch, LayerTensors, Memo], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass over training rows.
+
+    Attributes:
+        name: for progress and provenance.
+        prepare: factors of earlier stages -> factors this stage works with (an eigendecomposition, say).
+        terms: (layer, gradients of a batch, factors, memo) -> what to add to the layer's sums.
+        finish: (sums, factors) -> factors.
+        operator: factors -> the undamped curvature so far; used by the split-half check and, of the last stage, by
+            the method.
+    """
+
+    name: str
+    prepare: Callable[[LayerTensors], LayerTensors]
+    terms: Terms
+    finish: Callable[[Sums, LayerTensors], LayerTensors]
+    operator: Callable[[LayerTensors], Blocks]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a fit yields: tensors per layer, and how they came about (rows used, agreement, seconds per stage)."""
+
+    tensors: LayerTensors
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method that needs more than factors may use: the training rows themselves."""
+
+    source: GradientSource
+    fisher: Fisher = "sampled"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to apply an inverse curvature.
+
+    Attributes:
+        name: file name.
+        idea, reference, passes, memory, exact_when: for people; ``whence methods`` and the docs print them.
+        stages: passes over the rows; may be empty.
+        operator: (factors, problem) -> undamped operator; ``operator.power(-1, damping)`` is its damped inverse.
+    """
+
+    name: str
+    idea: str
+    reference: str
+    passes: str
+    memory: str
+    exact_when: str
+    stages: tuple[Stage, ...]
+    operator: Callable[[Factors, Problem], Operator]
+
+
+def method_names() -> list[str]:
+    """Methods found in this folder: modules that define ``METHOD``."""
+    package = importlib.import_module("whence.curvature")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return sorted(n for n in names if hasattr(importlib.import_module(f"whence.curvature.{n}"), "METHOD"))
+
+
+def get_method(name: str | Method) -> Method:
+    """A method by file name, by ``package.module`` of a third party, or given as it is.
+
+    Raises:
+        OptionError: no such method; lists the folder with near matches.
+    """
+    if isinstance(name, Method):
+        return name
+    known = method_names()
+    path = f"whence.curvature.{name}" if name in known else name
+    try:
+        found = importlib.import_module(path).METHOD if name in known or "." in name else None
+    except (ImportError, AttributeError):
+        found = None
+    if not isinstance(found, Method):
+        raise OptionError(
+            f"unknown method {name!r}",
+            wanted="a method of whence, or package.module with a METHOD",
+            try_=did_you_mean(name, known),
+        )
+    return found

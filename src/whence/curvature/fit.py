@@ -1,0 +1,173 @@
+"""A fit is a function: (source, method) -> factors. One pass over the rows per stage, over as many rows as it needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from whence.curvature.agreement import predicted_agreement
+from whence.curvature.base import Factors, Fisher, LayerTensors, Memo, Method, Stage, Sums
+from whence.errors import CurvatureError
+from whence.gradients.source import Closed, GradientSource
+from whence.linalg.damping import Damping, factored, relative
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.operators import Gradients
+
+# Batches before the first look, and how much further the next look is.
+FIRST_LOOK = 4
+LOOK_GROWTH = 1.25
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a fit uses the rows.
+
+    Attributes:
+        fisher: labels sampled from the model (the true Fisher = Gauss-Newton) or the data's own (empirical).
+        rows: "auto" stops when the split-half check is satisfied, "all" uses every row, a number that many at least.
+        seed: of the row order and the sampled labels.
+        agreement: predicted correlation with a fit on endless rows at which "auto" ends a stage.
+        damping: what the check inverts with: the value that scoring will use.
+    """
+
+    fisher: Fisher = "sampled"
+    rows: int | Literal["auto", "all"] = "all"
+    seed: int = 0
+    agreement: float = 0.995
+    damping: Damping = field(default_factory=relative)
+
+
+def fit(
+    source: GradientSource, method: Method, options: FitOptions | None = None, *, probe: Gradients | None = None
+) -> Factors:
+    """One pass per stage over the training rows.
+
+    Args:
+        source: the training rows' gradients.
+        method: what to fit; without stages nothing is read.
+        options: see ``FitOptions``.
+        probe: a few query gradients that the check of ``rows="auto"`` preconditions; without them "auto" means "all".
+
+    Raises:
+        CurvatureError: no usable row, or sums that are not finite (names the layer).
+    """
+    options = options or FitOptions()
+    tensors: LayerTensors = {}
+    stages: list[dict[str, Any]] = []
+    for number, stage in enumerate(method.stages):
+        started = time.perf_counter()
+        tensors = stage.prepare(tensors)
+        # Each stage draws fresh labels: the corrected eigenvalues must not reuse the noise the basis was fitted to.
+        run = _Run(source, stage, tensors, replace(options, seed=options.seed + number), probe)
+        sums, trail = run.sums()
+        _check(sums, stage)
+        tensors = stage.finish(sums, tensors)
+        seconds = round(time.perf_counter() - started, 3)
+        stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
+    return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages})
+
+
+@dataclass
+class _Accumulate:
+    """The visitor of a fit."""
+
+    stage: Stage
+    tensors: LayerTensors
+    sums: Sums
+    memo: Memo = field(default_factory=Memo)
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        positions = int(getattr(grads, "count", len(grads)))
+        self.sums.add(layer, self.stage.terms(layer, grads, self.tensors, self.memo), positions)
+
+    def close(self, closed: Closed) -> None:
+        self.memo.forget()
+        self.sums.examples += int(closed.finite.sum())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One stage over the rows."""
+
+    source: GradientSource
+    stage: Stage
+    tensors: LayerTensors
+    options: FitOptions
+    probe: Gradients | None
+
+    def sums(self) -> tuple[Sums, list[dict[str, float]]]:
+        """The sums over as many rows as asked for or needed, and what each look at the halves said."""
+        if self.options.rows != "auto" or self.probe is None:
+            return self._accumulated(Sums(), self._wanted_batches()), []
+        order = self.source.shuffled(self.options.seed)
+        halves, trail, done = (Sums(), Sums()), [], 0
+        for stop in _looks(len(order)):
+            for half in (0, 1):
+                self._accumulated(halves[half], [order[i] for i in range(done, stop) if i % 2 == half])
+            done = stop
+            if done == len(order):
+                break  # nothing left to decide
+            mean = self._look(halves)
+            trail.append({"rows": halves[0].examples + halves[1].examples, "predicted": round(mean, 5)})
+            if mean >= self.options.agreement:
+                break
+        return halves[0].merged(halves[1]), trail
+
+    def _wanted_batches(self) -> list[int]:
+        if not isinstance(self.options.rows, int):
+            return list(range(self.source.n_batches))
+        order, rows = self.source.shuffled(self.options.seed), 0
+        for count, number in enumerate(order, start=1):
+            rows += self.source.batch_size(number)
+            if rows >= self.options.rows:
+                return order[:count]
+        return order
+
+    def _accumulated(self, sums: Sums, batches: Sequence[int]) -> Sums:
+        labels = "sampled" if self.options.fisher == "sampled" else "true"
+        self.source.visit(
+            _Accumulate(self.stage, self.tensors, sums), labels=labels, seed=self.options.seed, batches=batches
+        )
+        return sums
+
+    def _look(self, halves: tuple[Sums, Sums]) -> float:
+        assert self.probe is not None
+        damping = self.options.damping
+        if self.stage.name == "covariance" and damping.kind != "factored":
+            # Factored damping inverts by Cholesky: a look costs a tenth of an eigendecomposition.
+            damping = factored(damping.value if damping.kind == "relative" else 0.1)
+        if not all(half.examples for half in halves):
+            return 0.0
+        metric = self.stage.operator(self.stage.finish(halves[0].merged(halves[1]), self.tensors))
+        left, right = (self.stage.operator(self.stage.finish(half, self.tensors)).power(-1, damping) for half in halves)
+        return float(predicted_agreement(metric, left, right, self.probe).mean())
+
+
+def _looks(batches: int) -> list[int]:
+    """After how many batches to look; the last entry is all of them."""
+    points, n = [], float(FIRST_LOOK)
+    while n < batches:
+        points.append(int(n))
+        n *= LOOK_GROWTH
+    return [*points, batches]
+
+
+def _check(sums: Sums, stage: Stage) -> None:
+    if sums.examples == 0:
+        raise CurvatureError(
+            f"the {stage.name} pass saw no usable row",
+            wanted="at least one row with a finite loss",
+            try_="whence check",
+        )
+    for layer, terms in sums.tensors.items():
+        for name, value in terms.items():
+            if not bool(torch.isfinite(value).all()):
+                raise CurvatureError(
+                    f"layer {layer}: the {name} sum of the {stage.name} pass is not finite",
+                    wanted="finite activations and gradients",
+                    try_="run whence check; load the model with dtype=float32",
+                )

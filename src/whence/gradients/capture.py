@@ -1,0 +1,253 @@
+"""Hooks on the followed layers: as the backward pass reaches a layer, its ``Outer`` is handed on and freed.
+
+Peculiarities, each of them a bug in some other library:
+
+* The gradient hook sits on the layer's *output tensor* and closes over that call's input, so a recomputation under
+  gradient checkpointing cannot pair an input with another call's gradient.
+* A layer used several times (or tied to others) is shown **once**, after its last use, with its token sums joined.
+* Padding rows are zeroed in inputs *and* gradients before the ones column of a bias is appended.
+* Modules that share one input tensor (q, k, v; gate, up) get the very same ``a`` object, so that whoever computes with
+  ``a`` can reuse the result by identity.
+* Parameters do not require grad during attribution, so autograd forms no weight gradients that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import LayerError
+from whence.gradients.layers import Layer, Layers
+from whence.linalg.matrix_batch import Outer, concat_tokens
+
+See = Callable[[str, Outer], None]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no parameter gradients inside; everything as it was afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass
+class _Pending:
+    """What is known of one layer during one batch."""
+
+    expected: int = 0  # calls whose gradient will arrive
+    deferred: int = 0  # calls made without grad: reentrant checkpointing will repeat them inside backward
+    parts: list[Outer] = field(default_factory=list)
+
+
+@dataclass
+class Capture:
+    """One batch's worth of hooks. Use ``with capture.attached(): forward; capture.backward(...)``.
+
+    Attributes:
+        layers: what to follow.
+        examples: B.
+        tokens: T of the batch, for modules that flatten B x T into one axis; None when there is no token axis.
+        mask: B x T real tokens, or None when nothing is padded.
+        see: called once per layer with its ``Outer``.
+        finite: B booleans, False for examples that sent a non-finite gradient (their rows are zeroed before ``see``).
+    """
+
+    layers: Layers
+    examples: int
+    tokens: int | None
+    mask: Tensor | None
+    see: See
+    finite: Tensor | None = None
+    _pending: dict[str, _Pending] = field(default_factory=dict)
+    _in_backward: bool = False
+    _last_input: tuple[Tensor, bool, Tensor] | None = None
+    _last_cast: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        handles = []
+        for layer in self.layers:
+            self._pending[layer.name] = _Pending()
+            for module in layer.modules:
+                handles.append(module.register_forward_hook(self._forward_hook(layer)))
+            for embedding in layer.embeddings:
+                handles.append(embedding.register_forward_hook(self._embedding_hook(layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last_input = self._last_cast = None
+
+    def backward(self, losses: Tensor) -> None:
+        """Backward of the summed losses; afterwards every layer has been seen exactly once.
+
+        Raises:
+            LayerError: no gradient reached any layer.
+        """
+        if not losses.requires_grad:
+            raise LayerError(
+                "the loss does not depend on any followed layer",
+                wanted="layers on the path from the input to the loss",
+                try_="other --layers, or activation checkpointing off in the model",
+            )
+        self._in_backward = True
+        losses.sum().backward()
+        for layer in self.layers:
+            self._show_unreached(layer, losses)
+
+    def _show_unreached(self, layer: Layer, losses: Tensor) -> None:
+        """A layer that no gradient reached (an expert that was not chosen) has gradient 0, and is still shown."""
+        pending = self._pending[layer.name]
+        if pending.parts:  # some calls received gradient, others are off the path to the loss
+            self.see(layer.name, concat_tokens(pending.parts))
+        elif pending.expected != -1:
+            shape = (self.examples, 0)
+            self.see(
+                layer.name, Outer(losses.new_zeros(*shape, layer.outputs), losses.new_zeros(*shape, layer.inputs), 0)
+            )
+
+    def _forward_hook(self, layer: Layer) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            replaced = self._make_differentiable(output)
+            output = output if replaced is None else replaced
+            if self._wanted(layer, output):
+                a = self._input_rows(layer, module, args[0])
+                output.register_hook(lambda g: self._arrived(layer, self._gradient_rows(layer, module, g), a))
+            return replaced
+
+        return hook
+
+    def _embedding_hook(self, layer: Layer) -> Callable[..., Tensor | None]:
+        """A tied embedding's gradient is Σ_t onehot(id_t) · gradᵀ: the same sum of outer products, g and a swapped."""
+
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            replaced = self._make_differentiable(output)
+            output = output if replaced is None else replaced
+            if self._wanted(layer, output):
+                ids = args[0]
+                output.register_hook(
+                    lambda g: self._arrived(layer, self._one_hot(ids, layer, g), self._masked(_wide(g)))
+                )
+            return replaced
+
+        return hook
+
+    @staticmethod
+    def _make_differentiable(output: Tensor) -> Tensor | None:
+        """The first layers of a frozen model produce constants: start the graph there, as cheaply as possible."""
+        if output.requires_grad or not torch.is_grad_enabled():
+            return None
+        return output.detach().requires_grad_(True).clone()  # clone: in-place arithmetic on a leaf is an error
+
+    def _wanted(self, layer: Layer, output: Tensor) -> bool:
+        pending = self._pending[layer.name]
+        if not torch.is_grad_enabled():
+            pending.deferred += 1
+            return False
+        if not output.requires_grad:
+            return False
+        if not self._in_backward:
+            pending.expected += 1
+            return True
+        if pending.deferred == 0:
+            return False  # non-reentrant checkpointing recomputes a call whose own hook will still fire
+        pending.deferred -= 1
+        pending.expected += 1
+        return True
+
+    def _input_rows(self, layer: Layer, module: nn.Module, x: Tensor) -> Tensor:
+        """B x T x I inputs, masked, with the ones column; shared by identity among modules fed the same tensor."""
+        last = self._last_input
+        if last is not None and last[0] is x and last[1] == layer.bias and layer.kind.shares_inputs:
+            return last[2]
+        rows = self._masked(self._token_rows(layer, layer.kind.inputs(module, x.detach())))
+        if layer.bias:
+            rows = torch.cat([rows, self._masked(torch.ones_like(rows[..., :1]))], dim=-1)
+        self._last_input = (x, layer.bias, rows)
+        return rows
+
+    def _gradient_rows(self, layer: Layer, module: nn.Module, g: Tensor) -> Tensor:
+        return self._masked(self._token_rows(layer, layer.kind.outputs(module, _wide(g.detach()))))
+
+    def _token_rows(self, layer: Layer, tensor: Tensor) -> Tensor:
+        """Any shape that starts with the batch as B x T x features; flattened B*T rows are unflattened.
+
+        Raises:
+            LayerError: rows that cannot be assigned to examples (a mixture of experts routes tokens, for example).
+        """
+        if tensor.dim() >= 2 and tensor.shape[0] == self.examples:
+            return tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
+        if tensor.dim() == 2 and self.tokens is not None and tensor.shape[0] == self.examples * self.tokens:
+            return tensor.view(self.examples, self.tokens, -1)
+        raise LayerError(
+            f"layer {layer.name} works on rows of shape {tuple(tensor.shape)} that cannot be told apart by example "
+            f"(batch of {self.examples})",
+            wanted="inputs of shape batch x ... x features",
+            try_=f"leave it out: --layers '!{layer.name}'",
+        )
+
+    def _masked(self, rows: Tensor) -> Tensor:
+        """Zero the padding rows. Layers without the token axis (a pooled head) have no padding."""
+        if self.mask is None or rows.shape[:2] != self.mask.shape:
+            return rows
+        return rows * self.mask[..., None]
+
+    def _one_hot(self, ids: Tensor, layer: Layer, g: Tensor) -> Tensor:
+        rows = nn.functional.one_hot(ids, layer.outputs).to(_wide(g).dtype)
+        return self._masked(rows)
+
+    def _arrived(self, layer: Layer, g: Tensor, a: Tensor) -> None:
+        pending = self._pending[layer.name]
+        g, a = self._drop_non_finite(g, self._wide_input(a))
+        pending.parts.append(Outer(g, a, self._positions(g)))
+        if len(pending.parts) == pending.expected and pending.deferred == 0:
+            parts, pending.parts, pending.expected = pending.parts, [], -1
+            self.see(layer.name, concat_tokens(parts))
+
+    def _positions(self, g: Tensor) -> int | None:
+        if self.mask is None or g.shape[:2] != self.mask.shape:
+            return None
+        return self.real_tokens
+
+    @cached_property
+    def real_tokens(self) -> int:
+        """Real token rows of the batch (counted once: on a GPU the sum is a synchronisation)."""
+        assert self.mask is not None
+        return int(self.mask.sum())
+
+    def _wide_input(self, a: Tensor) -> Tensor:
+        """float32 at least, still one object for modules that share an input."""
+        if a.dtype in (torch.float32, torch.float64):
+            return a
+        if self._last_cast is None or self._last_cast[0] is not a:
+            self._last_cast = (a, a.float())
+        return self._last_cast[1]
+
+    def _drop_non_finite(self, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero the rows of examples whose gradient overflowed and remember them; others are not touched."""
+        good = torch.isfinite(g.sum((1, 2)))
+        self.finite = good if self.finite is None else self.finite & good
+        if bool(good.all()):
+            return g, a
+        return torch.where(good[:, None, None], g, 0.0), torch.where(good[:, None, None], a, 0.0)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: statistics are never summed in half precision."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -1,0 +1,171 @@
+"""The one loop: batches forward, one backward, gradients shown layer by layer to a visitor.
+
+Everything that looks at gradients (fits, queries, scores, checks, indexes) is a ``Visitor``; nothing else in the
+library runs a backward pass for per-example gradients. Push, not pull: a layer's gradient is freed once it was seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from whence.gradients.capture import Capture, frozen
+from whence.gradients.layers import Layers
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.tasks.base import Batch, Example, Task, move
+from whence.tasks.batches import BatchPlan
+
+# What the backward pass starts from: the loss on the data's labels, the loss on labels drawn from the model (the true
+# Fisher), or the task's measurement of a query.
+Labels = Literal["true", "sampled", "measurement"]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A finished batch: whose gradients were just seen, their losses, and which of them are usable.
+
+    Attributes:
+        ids: B row ids in the order of the batch axis.
+        losses: B losses in nats (or measurements), as computed; on the CPU.
+        finite: B booleans; False where loss or gradient was not finite (such rows were shown as zeros).
+    """
+
+    ids: tuple[str, ...]
+    losses: Tensor
+    finite: Tensor
+
+
+class Visitor(Protocol):
+    """Someone who looks at gradients."""
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        """One layer's gradients of the current batch. Each followed layer is seen once per batch."""
+        ...
+
+    def close(self, closed: Closed) -> None:
+        """The batch is complete."""
+        ...
+
+
+class GradientSource(Protocol):
+    """Something that can show per-example gradients: a live model, or an index on disk."""
+
+    @property
+    def layers(self) -> Layers: ...
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def n_batches(self) -> int: ...
+
+    def batch_size(self, number: int) -> int: ...
+
+    def shuffled(self, seed: int) -> list[int]: ...
+
+    def visit(
+        self, visitor: Visitor, *, labels: Labels = "true", seed: int = 0, batches: Iterable[int] | None = None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class LiveGradients:
+    """A model and its encoded rows.
+
+    Attributes:
+        model: any module the task can run; moved nowhere, batches follow its device.
+        task: what an example is and costs.
+        examples: the encoded rows.
+        plan: which examples go together; fixed, so that results do not depend on who computes what.
+        layers: what to follow.
+        progress: called with the number of examples finished after each batch.
+    """
+
+    model: nn.Module
+    task: Task
+    examples: Sequence[Example]
+    plan: BatchPlan
+    layers: Layers
+    progress: Callable[[int], None] | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(e.id for e in self.examples)
+
+    @property
+    def n_batches(self) -> int:
+        return len(self.plan.batches)
+
+    def batch_size(self, number: int) -> int:
+        """Examples in one batch of the plan."""
+        return len(self.plan.batches[number])
+
+    def shuffled(self, seed: int) -> list[int]:
+        """Batch numbers in a seeded random order: a prefix of it is a sample of the rows."""
+        order = list(range(self.n_batches))
+        random.Random(seed).shuffle(order)
+        return order
+
+    def visit(
+        self, visitor: Visitor, *, labels: Labels = "true", seed: int = 0, batches: Iterable[int] | None = None
+    ) -> None:
+        """Show the gradients of the planned batches (all, or those numbered), in the order given.
+
+        Args:
+            visitor: who looks.
+            labels: what the backward pass starts from.
+            seed: of sampled labels; together with the row id it fixes them, whatever the order or the batching.
+            batches: batch numbers of the plan.
+        """
+        numbers = range(self.n_batches) if batches is None else batches
+        with frozen(self.model):
+            for number in numbers:
+                chosen = [self.examples[i] for i in self.plan.batches[number]]
+                self._one_batch(visitor, self.task.collate(chosen), labels, seed)
+                if self.progress is not None:
+                    self.progress(len(chosen))
+
+    def _one_batch(self, visitor: Visitor, batch: Batch, labels: Labels, seed: int) -> None:
+        batch = move(batch, _device(self.model))
+        mask = batch.mask if batch.padded else None
+        tokens = None if batch.mask is None else batch.mask.shape[1]
+        capture = Capture(self.layers, len(batch), tokens, mask, visitor.see)
+        with torch.enable_grad(), capture.attached():
+            losses = self._losses(batch, labels, seed)
+            usable = torch.isfinite(losses.detach())
+            # A non-finite loss must not reach the sums: where() also stops its gradient, the others are untouched.
+            capture.backward(losses if bool(usable.all()) else torch.where(usable, losses, 0.0))
+        finite = usable if capture.finite is None else usable & capture.finite
+        visitor.close(Closed(batch.ids, losses.detach().cpu(), finite.cpu()))
+
+    def _losses(self, batch: Batch, labels: Labels, seed: int) -> Tensor:
+        outputs = self.task.outputs(self.model, batch)
+        if labels == "measurement":
+            return self.task.measurements(outputs, batch)
+        if labels == "sampled":
+            batch = self.task.sample(outputs.detach(), batch, seed)
+        return self.task.losses(outputs, batch)
+
+    def losses(self) -> dict[str, float]:
+        """Losses of all examples, in nats, without gradients."""
+        found: dict[str, float] = {}
+        with frozen(self.model), torch.no_grad():
+            for group in self.plan.batches:
+                batch = move(self.task.collate([self.examples[i] for i in group]), _device(self.model))
+                losses = self.task.losses(self.task.outputs(self.model, batch), batch)
+                found.update(zip(batch.ids, losses.tolist(), strict=True))
+        return found
+
+    def with_progress(self, progress: Callable[[int], None] | None) -> LiveGradients:
+        """The same source reporting to someone else."""
+        return replace(self, progress=progress)
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

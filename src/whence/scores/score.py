@@ -1,0 +1,163 @@
+"""Scores: preconditioned query gradients against training gradients. Sign and scale live here.
+
+score[q, n] = ⟨∇measurement_q, (G + damping)⁻¹ ∇loss_n⟩, so **positive = proponent**: seeing example n more lowers the
+measurement. G is the curvature of the mean loss over examples, so score / N is the predicted rise of the measurement
+when example n is left out (Koh & Liang 2017, eq. 2; Grosse et al. 2023, eq. 5, with the sign of a loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.gradients.source import Closed, GradientSource, Labels, Visitor
+from whence.linalg.matrix_batch import MatrixBatch, concat_rows
+from whence.linalg.operators import Blocks, Gradients, Operator
+from whence.scores.sinks import AllScores, Sink
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Query gradients, preconditioned or not.
+
+    Attributes:
+        ids: Q query ids.
+        grads: layer -> Q matrices.
+        measurements: Q values of what is explained (nats for a loss).
+    """
+
+    ids: tuple[str, ...]
+    grads: Gradients
+    measurements: np.ndarray
+
+
+@dataclass
+class _Collect:
+    """Keeps the gradients of every batch (formed, so that the tokens can be freed)."""
+
+    parts: dict[str, list[MatrixBatch]] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        self.parts.setdefault(layer, []).append(grads if grads.shape[0] == 0 else _formed(grads))
+
+    def close(self, closed: Closed) -> None:
+        self.ids += closed.ids
+        self.losses.append(torch.where(closed.finite, closed.losses, torch.nan))
+
+
+def _formed(grads: MatrixBatch) -> MatrixBatch:
+    return concat_rows([grads, grads.rows(0, 0)])
+
+
+def collect(source: GradientSource, labels: Labels = "measurement") -> Queries:
+    """The gradients of every row of a (small) source, in the source's order."""
+    visitor = _Collect()
+    source.visit(visitor, labels=labels)
+    position = {id_: n for n, id_ in enumerate(visitor.ids)}
+    order = torch.tensor([position[id_] for id_ in source.ids])
+    grads = {layer: _reordered(concat_rows(parts), order) for layer, parts in visitor.parts.items()}
+    losses = torch.cat(visitor.losses)[order].double().numpy()
+    return Queries(tuple(source.ids), grads, losses)
+
+
+def _reordered(grads: MatrixBatch, order: Tensor) -> MatrixBatch:
+    if torch.equal(order, torch.arange(len(order))):
+        return grads
+    return type(grads)(grads.full()[order.to(grads.device)])  # type: ignore[call-arg]  # concat_rows formed it
+
+
+def prepare_queries(source: GradientSource, inverse: Operator) -> Queries:
+    """Gradients of the queries' measurements with the damped inverse applied."""
+    raw = collect(source)
+    return precondition(raw, inverse)
+
+
+def precondition(raw: Queries, inverse: Operator) -> Queries:
+    """The damped inverse applied to query gradients."""
+    return Queries(raw.ids, inverse.apply(raw.grads), raw.measurements)
+
+
+@dataclass
+class Pairwise:
+    """The visitor that scores: adds up ⟨query, gradient⟩ over layers and hands finished batches to a sink."""
+
+    queries: Queries
+    sink: Sink
+    keep_layers: bool = False
+    losses: dict[str, float] = field(default_factory=dict)
+    _block_BQ: Tensor | None = None
+    _layers: list[tuple[str, np.ndarray]] = field(default_factory=list)
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        block_BQ = grads.dot(self.queries.grads[layer])
+        if self.keep_layers:
+            self._layers.append((layer, block_BQ.T.float().cpu().numpy()))
+        self._block_BQ = block_BQ if self._block_BQ is None else self._block_BQ.add_(block_BQ)
+
+    def close(self, closed: Closed) -> None:
+        assert self._block_BQ is not None
+        block_QB = self._block_BQ.T.double().cpu().numpy().copy()
+        block_QB[:, ~closed.finite.numpy()] = np.nan
+        self.sink.put(closed.ids, block_QB, self._stacked())
+        self.losses.update(zip(closed.ids, closed.losses.tolist(), strict=True))
+        self._block_BQ, self._layers = None, []
+
+    def _stacked(self) -> np.ndarray | None:
+        if not self._layers:
+            return None
+        order = {name: n for n, name in enumerate(self.queries.grads)}  # backward shows the layers last to first
+        return np.stack([block for _, block in sorted(self._layers, key=lambda item: order[item[0]])])
+
+
+@dataclass
+class SelfInfluence:
+    """The visitor of g' (G + damping)⁻¹ g, one number per example."""
+
+    inverse: Blocks
+    values: dict[str, float] = field(default_factory=dict)
+    _total_B: Tensor | None = None
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        squared_B = self.inverse.layers[layer].whiten(grads).squared_norm()
+        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
+
+    def close(self, closed: Closed) -> None:
+        assert self._total_B is not None
+        total = torch.where(closed.finite, self._total_B.cpu(), torch.nan)
+        self.values.update(zip(closed.ids, total.tolist(), strict=True))
+        self._total_B = None
+
+
+@dataclass
+class Together:
+    """Several visitors on one pass."""
+
+    visitors: Sequence[Visitor]
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        for visitor in self.visitors:
+            visitor.see(layer, grads)
+
+    def close(self, closed: Closed) -> None:
+        for visitor in self.visitors:
+            visitor.close(closed)
+
+
+def pairwise(source: GradientSource, queries: Queries, sink: Sink | None = None) -> np.ndarray:
+    """Q x N scores of every query against every row of the source, in the source's order (when no sink is given)."""
+    target = AllScores.empty(len(queries.ids), source.ids) if sink is None else sink
+    source.visit(Pairwise(queries, target))
+    return target.values if isinstance(target, AllScores) else np.empty((0, 0))
+
+
+def self_influence(source: GradientSource, inverse: Blocks) -> np.ndarray:
+    """N values g' (G + damping)⁻¹ g in the source's order; NaN for rows that could not be scored."""
+    visitor = SelfInfluence(inverse)
+    source.visit(visitor)
+    return np.array([visitor.values[id_] for id_ in source.ids])

@@ -1,0 +1,89 @@
+"""Where blocks of scores go: all of them, or the streaming top-k. Ids decide the column, never the order of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+class Sink(Protocol):
+    """Takes blocks of scores as batches close."""
+
+    def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
+        """Scores of Q queries against the B examples with these ids; NaN for examples that could not be scored."""
+        ...
+
+
+@dataclass
+class AllScores:
+    """The whole Q x N matrix (and Q x N x L when layers are asked for), NaN until a row is scored.
+
+    Attributes:
+        columns: id -> column.
+        values: Q x N.
+        per_layer: Q x N x L or None.
+    """
+
+    columns: Mapping[str, int]
+    values: np.ndarray
+    per_layer: np.ndarray | None = None
+
+    @staticmethod
+    def empty(queries: int, ids: Sequence[str], layers: int | None = None) -> AllScores:
+        """Room for every id; ``layers`` > 0 keeps each layer's share too."""
+        shape = (queries, len(ids))
+        per_layer = None if layers is None else np.full((*shape, layers), np.nan, dtype=np.float32)
+        return AllScores({id_: n for n, id_ in enumerate(ids)}, np.full(shape, np.nan, dtype=np.float64), per_layer)
+
+    def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
+        where = [self.columns[id_] for id_ in ids]
+        self.values[:, where] = block_QB
+        if self.per_layer is not None and layers_LQB is not None:
+            self.per_layer[:, where] = layers_LQB.transpose(1, 2, 0)
+
+
+@dataclass
+class TopK:
+    """The k strongest proponents and k strongest opponents of each query, in memory independent of N.
+
+    Ties are broken by training order, as sorting all scores would (``finish`` sorts by score, then column).
+    """
+
+    columns: Mapping[str, int]
+    k: int
+    queries: int
+    _best: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
+        where = np.array([self.columns[id_] for id_ in ids])
+        for side, sign in enumerate((1.0, -1.0)):
+            signed = np.where(np.isfinite(block_QB) & (block_QB * sign > 0), block_QB * sign, -np.inf)
+            if len(self._best) <= side:
+                self._best.append(self._empty())
+            self._best[side] = self._merge(self._best[side], (signed, np.broadcast_to(where, signed.shape)))
+
+    def _empty(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((self.queries, 0), -np.inf), np.zeros((self.queries, 0), dtype=np.int64)
+
+    def _merge(
+        self, old: tuple[np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        values = np.concatenate([old[0], new[0]], axis=1)
+        columns = np.concatenate([old[1], new[1]], axis=1)
+        order = np.lexsort((columns, -values), axis=1)[:, : self.k]
+        return np.take_along_axis(values, order, 1), np.take_along_axis(columns, order, 1)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Q x 2k values, Q x 2k columns): proponents then opponents, best first, -1 and NaN where there are none."""
+        sides = self._best or [self._empty(), self._empty()]
+        values = np.full((self.queries, 2 * self.k), np.nan)
+        columns = np.full((self.queries, 2 * self.k), -1, dtype=np.int64)
+        for side, (best, where) in enumerate(sides):
+            real = np.isfinite(best)
+            at = slice(side * self.k, side * self.k + best.shape[1])
+            values[:, at] = np.where(real, best if side == 0 else -best, np.nan)
+            columns[:, at] = np.where(real, where, -1)
+        return values, columns
