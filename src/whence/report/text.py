@@ -1,0 +1,118 @@
+"""ReportData -> terminal: the same answer, readable in 80 columns.
+
+Data reach the console only inside ``rich.text.Text`` after ``visible``; no string of theirs is parsed as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table as Grid
+from rich.text import Text
+
+from whence.report import words
+from whence.report.characters import calm, visible
+from whence.report.records import Line, QueryReport, ReportData, Table
+
+UP, DOWN = "blue", "dark_orange3"
+EXCERPT = 220
+
+
+def render_text(data: ReportData, console: Console, *, k: int = 5, queries: Iterable[int] | None = None) -> None:
+    """Print the answer to each question: the k strongest rows on both sides, how concentrated, how far to trust it.
+
+    Args:
+        data: what to show.
+        console: where; its width is respected, and 80 columns are enough.
+        k: rows on each side.
+        queries: positions of the questions to print; all by default.
+    """
+    chosen = range(len(data.queries)) if queries is None else list(queries)
+    console.print(_plain(data.summary, "bold"))
+    for q in chosen:
+        _print_query(data, data.queries[q], console, k=k, number=q + 1)
+    for table in data.tables:
+        _print_table(table, console)
+    console.print()
+    console.print(
+        Text.assemble(("How far to trust it  ", "bold"), (data.trust.level, "bold"), ". ", data.trust.sentence)
+    )
+    if data.quarantined or data.unscored:
+        left = max(data.quarantined, data.unscored)
+        console.print(_plain(f"{left:,} row{'s' if left != 1 else ''} could not be used and have no score.", "yellow"))
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Data as text: one line, no control characters, no markup."""
+    return Text(visible(calm(text), one_line=True), style=style)
+
+
+def _print_query(data: ReportData, query: QueryReport, console: Console, *, k: int, number: int) -> None:
+    name = f"question {number} of {len(data.queries)} · {query.id}" + (f" · {query.view}" if query.view else "")
+    console.print()
+    console.print(Rule(_plain(name, "dim"), style="dim", align="left"))
+    console.print(_question(query))
+    console.print()
+    console.print(_plain(query.answer))
+    console.print(_plain(query.concentration))
+    for warning in query.warnings:
+        console.print(Text.assemble(("caution  ", "bold yellow"), _plain(warning)))
+    if query.lexical and query.lexical.level != "explains":
+        console.print(_plain(query.lexical.sentence, "dim"))
+    sides = ((UP, "▲ proponents: removing them would raise the loss", query.ranking.top(k)),
+             (DOWN, "▼ opponents: removing them would lower the loss", query.ranking.bottom(k)))  # fmt: skip
+    for colour, title, lines in sides:
+        if lines:
+            console.print()
+            console.print(Text(title, style=f"bold {colour}"))
+            for line in lines:
+                console.print(_line(data, line, colour, console.width))
+
+
+def _question(query: QueryReport) -> Text:
+    """The prompt dim, the response bold; a label after an arrow."""
+    shown = Text()
+    text = query.text if len(query.text) <= 600 else query.text[:600] + " …"
+    responses = [(a, b) for kind, a, b in query.parts if kind in {"completion", "assistant", "response", "output"}]
+    cuts = sorted({0, len(text), *(min(x, len(text)) for pair in responses for x in pair)})
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        strong = not responses or any(start <= a and b <= end for start, end in responses)
+        shown.append_text(_plain(text[a:b], "bold" if strong else "dim"))
+    if query.label:
+        shown.append_text(Text.assemble("  →  ", _plain(query.label, "bold")))
+    return shown
+
+
+def _line(data: ReportData, line: Line, colour: str, width: int) -> Grid:
+    row = data.rows[line.row]
+    numbers = f"{words.signed(line.removal_effect)} nats  {words.percent(line.share)} of its side"
+    if line.lexical is not None:
+        numbers += f"  words #{line.lexical_rank}" if line.lexical_rank else "  no shared word"
+    where = visible(calm(row.id), one_line=True)
+    place = visible(calm(row.location or row.source), one_line=True)
+    if place and place != where:
+        where += f"  {place}"
+    if row.status != "scored":
+        where += f"  ({visible(row.status, one_line=True)})"
+    grid = Grid.grid(padding=(0, 1), pad_edge=False)
+    grid.add_column(width=6, justify="right")
+    grid.add_column(width=max(20, width - 8), overflow="fold")
+    grid.add_row(Text(f"{line.rank:,}", style="dim"), Text.assemble((numbers, colour), "  ", (where, "dim")))
+    text = row.text if len(row.text) <= EXCERPT else row.text[:EXCERPT] + " …"
+    if text:
+        grid.add_row("", _plain(text))
+    return grid
+
+
+def _print_table(table: Table, console: Console) -> None:
+    grid = Grid(title=_plain(table.title, "bold"), title_justify="left", box=None, pad_edge=False)
+    for n, column in enumerate(table.columns):
+        grid.add_column(_plain(column, "dim"), justify="left" if n == 0 else "right")
+    for row in table.rows:
+        grid.add_row(*(_plain(words.number(c) if isinstance(c, float) else str(c)) for c in row))
+    console.print()
+    console.print(grid)
+    if table.note:
+        console.print(_plain(table.note, "dim"))
