@@ -71,7 +71,7 @@ class Batch:
         return replace(self, labels=labels)
 
 
-class RowProblem(Exception):
+class RowProblem(Exception):  # noqa: N818 - a verdict on a row, not a failure
     """Raised by ``Task.encode`` for one bad row; the reader turns it into a quarantine entry.
 
     ``code`` is a short stable word (``no_loss_tokens``, ``missing_column`` ...), ``message`` is for people.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from whence.errors import OptionError, TaskError
 from whence.tasks.base import Batch, Example, RowProblem
@@ -54,12 +54,12 @@ class CausalLM:
         tokenizer: a transformers tokenizer; None when all rows are pre-tokenised.
         max_length: most tokens kept of a row, the first ones, as trainers do; None = the tokenizer's own limit.
         shape: a row shape, or ``auto`` to go by each row's columns.
-        loss_on: ``auto`` = completion, answer, assistant turns or given labels, else every token; ``all`` = every token.
+        loss_on: ``auto`` = completion, answer, assistant turns or given labels, else every token; ``all`` = all.
         overlong: what to do with longer rows: ``truncate``, ``skip`` (quarantine) or ``error``.
         instruction_format: ``alpaca`` (its well-known frame) or ``chat`` (the tokenizer's template).
         append_eos: end every row with the end-of-sequence token, as some trainers do. Chats never need it.
-        special_in_text: special tokens spelled out in people's text are parsed ``as_trainer`` (and counted), or send the
-            row to ``quarantine``.
+        special_in_text: special tokens spelled out in people's text are parsed ``as_trainer`` (and counted), or send
+            the row to ``quarantine``.
     """
 
     tokenizer: Any = None
@@ -96,11 +96,12 @@ class CausalLM:
         prepared = [self._prepare(row) for row in rows]
         texts = [(p.text, p.special) for p in prepared if isinstance(p, Rendered)]
         tokenised = iter(tokenise(self.tokenizer, texts))
+        marks = [t for t in self.tokenizer.all_special_tokens if t] if self.tokenizer is not None else []
         results: list[Example | RowProblem] = []
         for row, item in zip(rows, prepared, strict=True):
             tokens = next(tokenised) if isinstance(item, Rendered) else None
             try:
-                results.append(self._finish(row, item, tokens))
+                results.append(self._finish(row, item, tokens, marks=marks))
             except RowProblem as problem:
                 results.append(problem)
         return results
@@ -135,7 +136,9 @@ class CausalLM:
             return render_text(fields)
         raise TaskError(f"a language model cannot read rows of shape {shape!r}", wanted="text of some kind")
 
-    def _finish(self, row: Row, item: Rendered | RowProblem | None, tokens: Tokens | RowProblem | None) -> Example:
+    def _finish(
+        self, row: Row, item: Rendered | RowProblem | None, tokens: Tokens | RowProblem | None, *, marks: list[str]
+    ) -> Example:
         if isinstance(item, RowProblem):
             raise item
         if isinstance(tokens, RowProblem):
@@ -143,7 +146,7 @@ class CausalLM:
         if item is None:
             return self._example(row, *self._given(row), notes=[])
         assert tokens is not None
-        notes = self._special_notes(item)
+        notes = self._special_notes(item, marks)
         ids, labels = tokens.ids, self._labels(item, tokens)
         bos = self.tokenizer.bos_token_id
         if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
@@ -179,11 +182,11 @@ class CausalLM:
             keep[first : len(keep) if b == len(item.text) else last] = True
         return np.where(keep, tokens.ids, IGNORE)
 
-    def _special_notes(self, item: Rendered) -> list[str]:
-        marks = [t for t in self.tokenizer.all_special_tokens if t and any(t in text for text in item.written)]
-        if marks and self.special_in_text == "quarantine":
-            raise RowProblem("special_in_text", f"the text spells out the special token {marks[0]!r}")
-        return ["special_in_text"] if marks else []
+    def _special_notes(self, item: Rendered, marks: Sequence[str]) -> list[str]:
+        found = [mark for mark in marks if any(mark in text for text in item.written)]
+        if found and self.special_in_text == "quarantine":
+            raise RowProblem("special_in_text", f"the text spells out the special token {found[0]!r}")
+        return ["special_in_text"] if found else []
 
     def _given(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """Ids and labels of a pre-tokenised row, without the padding it may carry."""
@@ -286,9 +289,9 @@ class CausalLM:
         The labels are shifted, not the logits: a shifted view of B x T x V numbers, the largest tensor of the whole
         run, would have to be copied before the loss.
         """
-        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+        targets = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        flat = F.cross_entropy(
+        flat = functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORE, reduction="none"
         )
         return flat.view(targets.shape)
@@ -299,7 +302,7 @@ class CausalLM:
 
     def sample(self, outputs: torch.Tensor, batch: Batch, seed: int) -> Batch:
         """The batch with each trained label drawn from the model; labels of -100 stay."""
-        where = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1), value=False)
+        where = functional.pad(batch.labels[:, 1:] != IGNORE, (0, 1), value=False)
         uniform = row_uniforms(seed, batch.ids, where.shape[1])
         labels = batch.labels.clone()
         rows, positions = where.nonzero(as_tuple=True)

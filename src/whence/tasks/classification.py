@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem
@@ -51,6 +51,8 @@ class SequenceClassification:
         problem = check_fields(row.fields, "text_label")
         if problem:
             raise RowProblem(*problem)
+        if row.fields.get("label") is None:
+            raise RowProblem("missing_label", "the row has no label")
         label = self._class_of(row.fields["label"])
         encoded = self._tokenise(row)
         length = len(encoded["input_ids"])
@@ -130,7 +132,7 @@ class SequenceClassification:
     def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B losses in nats."""
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return F.cross_entropy(logits, batch.labels, reduction="none")
+        return functional.cross_entropy(logits, batch.labels, reduction="none")
 
     def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B numbers to explain, lower is better: the loss."""

@@ -135,7 +135,7 @@ def _check_expansion(path: Path, stored: IO[bytes], expanded: int, limits: Limit
 
 def _without_mark(path: Path, line: bytes) -> bytes:
     """The first line without a UTF-8 byte-order mark; UTF-16 is refused by name."""
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(line) > 8 and line[1:8:2] == b"\0\0\0\0"):
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0\0\0\0" in (line[1:8:2], line[0:8:2]):
         raise DataError(
             f"{path}: looks like UTF-16", wanted="UTF-8", try_="iconv -f UTF-16 -t UTF-8 old.jsonl > new.jsonl"
         )
@@ -161,7 +161,7 @@ def _parse_line(line: _Line, limits: Limits) -> Record:
     return record
 
 
-class _DuplicateKey(ValueError):
+class _DuplicateKeyError(ValueError):
     """Raised while parsing an object that names a key twice; which value is meant cannot be known."""
 
 
@@ -169,7 +169,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+        raise _DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
     return fields
 
 
@@ -184,7 +184,7 @@ def parse_object(data: bytes, line: int, limits: Limits) -> Record:
         return Record(line, None, "not_utf8", f"byte {error.start + 1} is not UTF-8", error.start + 1)
     try:
         value = _DECODE(text)
-    except _DuplicateKey as error:
+    except _DuplicateKeyError as error:
         return Record(line, None, "duplicate_key", f"the key {str(error)[:80]!r} appears twice")
     except json.JSONDecodeError as error:
         return Record(line, None, "invalid_json", error.msg, error.pos + 1)
@@ -242,8 +242,8 @@ def _read_json(path: Path, limits: Limits) -> Iterator[Record]:
     filled = [line for line in lines if line.data.strip()]
     if not filled:
         return
-    first = parse_object(filled[0].data, filled[0].number, limits)
-    if first.fields is not None and not filled[0].data.lstrip().startswith(b"["):
+    heads = [parse_object(line.data, line.number, limits) for line in filled[:3]]
+    if any(head.fields is not None for head in heads) and not filled[0].data.lstrip().startswith(b"["):
         yield from (_parse_line(line, limits) for line in filled)
         return
     yield from _read_array(path, b"".join(line.data for line in lines), limits)
@@ -275,7 +275,7 @@ def check_object(item: Any, number: int, limits: Limits) -> Record:
         return Record(number, None, "too_deep", f"nested deeper than {limits.nesting}")
     if has_surrogate(item):
         return Record(number, None, "lone_surrogate", "holds half of a surrogate pair, which is not a character")
-    return Record(number, dict(item))
+    return Record(number, {k: v.tolist() if hasattr(v, "tolist") else v for k, v in item.items()})  # numpy, torch
 
 
 def _read_csv(path: Path, limits: Limits, *, delimiter: str) -> Iterator[Record]:

@@ -18,8 +18,9 @@ from whence.tasks.shapes import check_fields
 
 @dataclass(frozen=True)
 class Regression:
-    """Half the squared error, summed over outputs: the negative log-likelihood, up to a constant, of a normal
-    distribution of unit variance, so that it too is in nats.
+    """Half the squared error, summed over outputs.
+
+    This is the negative log-likelihood, up to a constant, of a normal distribution of unit variance: nats here too.
 
     The model is a module that takes a B x F tensor of features and returns B x D (or B) predictions. Rows have
     ``features`` and ``target``, each a number or a list of numbers.

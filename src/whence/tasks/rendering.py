@@ -75,7 +75,7 @@ def render_instruction(fields: Mapping[str, Any]) -> Rendered:
     # Not str.format: braces in the user's own text must stay what they are.
     prompt = template
     for name in ("input", "instruction"):
-        prompt = prompt.replace("{%s}" % name, str(fields.get(name) or ""), 1) if name in fields else prompt
+        prompt = prompt.replace("{" + name + "}", str(fields.get(name) or ""), 1)
     return render_pair(prompt, answer_of(fields))
 
 

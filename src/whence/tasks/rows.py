@@ -151,7 +151,7 @@ def check_bad_rows(bad: Sequence[Quarantined], total: int, allowed: float, *, hi
     lines += [f"    {b.location}: {b.message}" for b in bad[:4]]
     if len(bad) > 4:
         lines.append(f"    ... and {len(bad) - 4} more")
-    wanted = f"at most {allowed:.3g} of the rows" if limit < total else "at least one usable row"
+    wanted = f"at most {limit:g} (max_bad_rows = {allowed:g})" if limit < total else "at least one usable row"
     try_ = hint if len(bad) * 2 > total and hint else "mend these rows, or allow them to be left out: --max-bad-rows"
     raise DataError("\n".join(lines), wanted=wanted, try_=try_)
 

@@ -45,21 +45,26 @@ def sample_categorical(logits_BTV: torch.Tensor, where_BT: torch.Tensor, uniform
     Returns:
         As many classes as ``where_BT`` has True, in row-major order.
     """
-    rows_R, columns_R = where_BT.nonzero(as_tuple=True)
-    uniform_R = uniform_BT.to(logits_BTV.device)[rows_R, columns_R]
-    drawn_R = torch.empty(len(rows_R), dtype=torch.long, device=logits_BTV.device)
-    step = max(1, _CHUNK_VALUES // logits_BTV.shape[-1])
-    for start in range(0, len(rows_R), step):
-        chunk = slice(start, start + step)
-        drawn_R[chunk] = _draw(logits_BTV[rows_R[chunk], columns_R[chunk]], uniform_R[chunk])
-    return drawn_R
+    dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
+    flat_RV, where_R = logits_BTV.flatten(0, 1), where_BT.flatten()
+    uniform_R = uniform_BT.flatten().to(dtype).to(flat_RV.device)
+    chosen = where_R.nonzero()[:, 0]
+    # Where most positions are wanted, drawing for all of them is cheaper than gathering copies of their logits.
+    every = len(chosen) > 0.6 * len(where_R)
+    count = len(where_R) if every else len(chosen)
+    drawn_R = torch.empty(count, dtype=torch.long, device=flat_RV.device)
+    step = max(1, _CHUNK_VALUES // flat_RV.shape[-1])
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        rows = part if every else chosen[part]
+        drawn_R[part] = _draw(flat_RV[rows].to(dtype), uniform_R[rows])
+    return drawn_R[where_R] if every else drawn_R
 
 
 def _draw(logits_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
-    dtype = torch.promote_types(logits_RV.dtype, torch.float32)
-    cumulative_RV = logits_RV.to(dtype).softmax(dim=-1).cumsum(dim=-1)
+    cumulative_RV = logits_RV.softmax(dim=-1).cumsum(dim=-1)
     total_R = cumulative_RV[:, -1]
     # Just below the total at most: a rounded-up u * total would otherwise select a last class of zero probability.
     below_R = torch.nextafter(total_R, torch.zeros_like(total_R))
-    point_R = torch.minimum(uniform_R.to(dtype) * total_R, below_R)
+    point_R = torch.minimum(uniform_R * total_R, below_R)
     return torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]

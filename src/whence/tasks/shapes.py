@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 Problem = tuple[str, str]
 """A short stable code, and a message for people."""
 
@@ -84,12 +86,6 @@ def _check_text(fields: Mapping[str, Any]) -> Problem | None:
     return _text(fields, "text")
 
 
-def _check_text_label(fields: Mapping[str, Any]) -> Problem | None:
-    if fields.get("label") is None:
-        return "missing_label", "no label"
-    return _text(fields, "text")
-
-
 def _check_prompt_completion(fields: Mapping[str, Any]) -> Problem | None:
     if isinstance(fields.get("prompt"), list):
         for name in ("prompt", "completion"):
@@ -144,7 +140,7 @@ def _check_ids(fields: Mapping[str, Any]) -> Problem | None:
             continue
         if not isinstance(values, Sequence) or isinstance(values, str):
             return "wrong_type", f"{name!r} is {type(values).__name__} where a list of whole numbers was wanted"
-        if any(type(v) is not int for v in values):
+        if set(map(type, values)) - {int}:
             return "wrong_type", f"{name!r} holds something else than whole numbers"
         if len(values) != len(fields["input_ids"]):
             return "length_mismatch", f"{len(fields['input_ids'])} input_ids but {len(values)} {name}"
@@ -153,18 +149,18 @@ def _check_ids(fields: Mapping[str, Any]) -> Problem | None:
 
 def _check_features(fields: Mapping[str, Any]) -> Problem | None:
     for name in ("features", "target"):
-        values = fields.get(name)
-        values = values if isinstance(values, Sequence) else [values]
-        if isinstance(values, str) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        given = fields.get(name)
+        values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        if not values or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
             return "wrong_type", f"{name!r} is not a number or a list of numbers"
-        if not all(abs(v) < float("inf") for v in values):  # also false for NaN
+        if not np.isfinite(np.asarray(values, dtype=np.float64)).all():
             return "not_finite", f"{name!r} holds NaN or infinity"
     return None
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Problem | None]] = {
     "text": _check_text,
-    "text_label": _check_text_label,
+    "text_label": _check_text,  # whether the label will do is for the task to say; a language model needs none
     "prompt_completion": _check_prompt_completion,
     "instruction": _check_instruction,
     "messages": _check_messages,

@@ -82,16 +82,16 @@ def _open(spec: Any, name: str, default_name: str, limits: Limits) -> Source:
 
 
 def _open_place(spec: str, name: str, limits: Limits) -> Source:
-    path = Path(spec).expanduser()
-    if not path.exists() and "=" in spec:
+    path = Path(spec)
+    if not _exists(path) and "=" in spec:
         given, _, rest = spec.partition("=")
         return _open_place(rest, name or given.strip(), limits)
-    if path.is_dir():
+    if _exists(path) and path.is_dir():
         return Source(name or path.name, spec, lambda: _folder_records(path, limits))
-    if path.exists():
+    if _exists(path):
         return Source(name or _stem(path), spec, lambda: read_file(path, limits), path)
     split_folder, _, split = spec.rpartition(":")
-    if split_folder and Path(split_folder).is_dir():
+    if split_folder and _exists(Path(split_folder)) and Path(split_folder).is_dir():
         folder = Path(split_folder)
         return Source(name or f"{folder.name}-{split}", spec, lambda: _folder_records(folder, limits, split))
     if hub := _HUB.match(spec):
@@ -100,13 +100,20 @@ def _open_place(spec: str, name: str, limits: Limits) -> Source:
     raise _missing(path)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, or holding a NUL: some text, not a path
+        return False
+
+
 def _missing(path: Path) -> DataError:
     folder = path.parent
-    inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    inside = [p.name for p in folder.iterdir()] if _exists(folder) and folder.is_dir() else []
     tip = did_you_mean(path.name, inside) if inside else f"there is no folder {folder} either"
     return DataError(
-        f"no such file: {path}",
-        wanted="a file or folder that exists, or a hub data set as name:split (owner/name:train, owner/name:train:1000)",
+        f"no such file: {str(path)[:200]!r}",
+        wanted="a file or folder that exists, or a hub data set with its split (owner/name:train:1000)",
         try_=tip,
     )
 
@@ -116,7 +123,7 @@ def _stem(path: Path) -> str:
 
 
 def _distinct(sources: list[Source]) -> list[Source]:
-    """Sources of one name get their folder's name before it, then a number, so that ``source:line`` tells them apart."""
+    """Sources of one name get their folder's name before it, then a number: ``source:line`` must tell rows apart."""
     names = [source.name for source in sources]
     taken: set[str] = set()
     result = []
@@ -155,12 +162,13 @@ def _folder_records(folder: Path, limits: Limits, split: str = "") -> Iterator[R
     except Exception as error:  # whatever arrow or json raise for a damaged folder
         raise DataError(f"{folder}: cannot be read as a saved data set ({str(error)[:200]})") from error
     if isinstance(loaded, datasets.DatasetDict):
-        split = split or ("train" if "train" in loaded else next(iter(loaded), "") if len(loaded) == 1 else "")
-        if split not in loaded:
+        splits = [str(name) for name in loaded]
+        split = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else "")
+        if split not in splits:
             raise DataError(
                 f"{folder} holds several splits and {split or 'none'!r} was chosen",
-                wanted="one of " + ", ".join(map(str, loaded)),
-                try_=f"{folder}:{next(iter(loaded), 'train')}",
+                wanted="one of " + ", ".join(splits),
+                try_=f"{folder}:{splits[0] if splits else 'train'}",
             )
         loaded = loaded[split]
     yield from _dataset_records(loaded, limits)

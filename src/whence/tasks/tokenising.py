@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,33 @@ import numpy as np
 from whence.tasks.base import RowProblem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """One tokenised text.
-
-    Attributes:
-        ids: T token ids.
-        spans: T x 2 characters [start, end) of each token, None when the tokenizer does not know them. A byte of a
-            character has the whole character's span; a token of nothing but a space has that space.
-        added: T booleans, True for special tokens that the tokenizer put in by itself.
-    """
+    """One tokenised text: T token ids, and what the tokenizer knows of their places (None for slow tokenizers)."""
 
     ids: np.ndarray
-    spans: np.ndarray | None
-    added: np.ndarray
+    encoding: Any = None
+
+    @cached_property
+    def added(self) -> np.ndarray:
+        """T booleans, True for special tokens that the tokenizer put in by itself."""
+        if self.encoding is None:
+            return np.zeros(len(self.ids), dtype=bool)
+        return np.asarray([owner is None for owner in self.encoding.sequence_ids], dtype=bool)
+
+    @cached_property
+    def spans(self) -> np.ndarray | None:
+        """T x 2 characters [start, end) of each token, worked out when asked for (it takes as long as tokenising).
+
+        A token that is a part of a character has the whole character's span.
+        """
+        if self.encoding is None:
+            return None
+        spans = np.array(self.encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        # Byte-level tokenizers trim spaces from offsets; a token of one space then covers nothing: give it its space.
+        empty = (spans[:, 0] == spans[:, 1]) & ~self.added
+        spans[empty, 0] = np.maximum(spans[empty, 0] - 1, 0)
+        return spans
 
 
 def tokenise(tokenizer: Any, texts: Sequence[tuple[str, bool]]) -> list[Tokens | RowProblem]:
@@ -60,25 +74,11 @@ def _call(tokenizer: Any, texts: list[str], special: bool) -> list[Tokens | RowP
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        return_offsets_mapping=fast,
         verbose=False,
     )
-    if not fast:
-        return [_without_spans(ids) for ids in output["input_ids"]]
-    return [_with_spans(encoding) for encoding in output.encodings]
-
-
-def _without_spans(ids: Sequence[int]) -> Tokens:
-    return Tokens(np.asarray(ids, dtype=np.int64), None, np.zeros(len(ids), dtype=bool))
-
-
-def _with_spans(encoding: Any) -> Tokens:
-    spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    added = np.asarray([owner is None for owner in encoding.sequence_ids], dtype=bool)
-    # Byte-level tokenizers trim spaces from offsets, so that a token of one space covers nothing: give it its space.
-    empty = (spans[:, 0] == spans[:, 1]) & ~added
-    spans[empty, 0] -= 1
-    return Tokens(np.asarray(encoding.ids, dtype=np.int64), np.maximum(spans, 0), added)
+    encodings = output.encodings if fast else [None] * len(texts)
+    ids = output["input_ids"]
+    return [Tokens(np.asarray(i, dtype=np.int64), e) for i, e in zip(ids, encodings, strict=True)]
 
 
 def common_prefix(tokenizer: Any, text: str, ids: np.ndarray, *, special: bool) -> int:
