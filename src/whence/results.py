@@ -7,8 +7,9 @@ if the row were removed (``removal_effect``). A row that could not be scored is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORED = "scored"
+
+# What a result can do that needs floors above this one. ``whence.api`` fills it when it is imported, so that nothing
+# here imports upwards: "report" (scores, path) -> path, and "save" (scores, folder) -> folder.
+RENDERERS: dict[str, Callable[[Any, str | Path], Path]] = {}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,22 @@ class Scores:
     def with_(self, **changes: Any) -> Scores:
         """A copy with some fields replaced."""
         return replace(self, **changes)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the one-file HTML report.
+
+        Raises:
+            StoreError: the place cannot be written to.
+        """
+        return RENDERERS["report"](self, path)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write scores, rows, provenance and report to a run folder (``whence.load`` reads it back).
+
+        Raises:
+            StoreError: the folder is not ours, or in use.
+        """
+        return RENDERERS["save"](self, folder)
 
     def query_index(self, query: int | str) -> int:
         """Position of a query given by position or id.

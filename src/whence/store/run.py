@@ -23,9 +23,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ from filelock import FileLock, Timeout
 from whence.errors import StoreError
 from whence.results import Scores
 from whence.store import atomic, tables
-from whence.tasks.rows import Quarantined
 
 FORMAT = 1
 MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
+QUARANTINE, QUARANTINE_FILE = "quarantine", "quarantine.jsonl"
 
 
 @contextmanager
@@ -71,20 +70,22 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / MARKER).is_file() and (Path(folder) / MANIFEST).is_file()
 
 
-def save_scores(
-    folder: Path, scores: Scores, *, quarantine: Sequence[Quarantined] = (), manifest: Mapping[str, Any] | None = None
-) -> None:
-    """Write everything a result consists of, the manifest last. The caller holds the folder (``claimed``)."""
+def save_scores(folder: Path, scores: Scores, *, manifest: Mapping[str, Any] | None = None) -> None:
+    """Write everything a result consists of, the manifest last. The caller holds the folder (``claimed``).
+
+    ``about["quarantine"]`` goes to a file of its own, one row a line.
+    """
+    about = {k: v for k, v in scores.about.items() if k != QUARANTINE}
     with suppress(FileNotFoundError):
         (folder / MANIFEST).unlink()  # from here on, and until the new manifest is there, this is an unfinished run
     names = tables.write_tables(folder, scores)
-    atomic.write_jsonl(folder / "quarantine.jsonl", (asdict(entry) for entry in quarantine))
-    names.append("quarantine.jsonl")
+    atomic.write_jsonl(folder / QUARANTINE_FILE, scores.about.get(QUARANTINE, ()))
+    names.append(QUARANTINE_FILE)
     body = {
         "format": FORMAT,
         **(manifest or {}),
         "scores": tables.shape_record(scores),
-        "about": dict(scores.about),
+        "about": about,
         "files": {name: file_record(folder / name) for name in sorted(names)},
     }
     write_manifest(folder, body)
@@ -144,7 +145,9 @@ def load_scores(folder: str | Path) -> Scores:
     body = read_manifest(folder)
     verify(folder, body)
     try:
-        return tables.read_tables(folder, body["scores"], about=body["about"])
+        lines = (folder / QUARANTINE_FILE).read_text("utf-8").splitlines()
+        about = {**body["about"], QUARANTINE: [json.loads(line) for line in lines]}
+        return tables.read_tables(folder, body["scores"], about=about)
     except (KeyError, TypeError, ValueError, OSError) as error:  # pyarrow's errors are ValueError and OSError
         raise _damaged(folder, str(error)) from error
 

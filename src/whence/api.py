@@ -1,0 +1,315 @@
+"""The verbs. ``attribute`` is the main job: model, training rows and questions in, ``Scores`` out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from whence.assemble import assemble, manifest
+from whence.curvature.base import Factors, Method, Problem, get_method
+from whence.curvature.fit import FitOptions, fit
+from whence.errors import DataError, OptionError
+from whence.linalg.damping import Damping, parse_damping
+from whence.linalg.operators import Blocks, Operator
+from whence.options import TraceOptions, trace_options
+from whence.pipeline import Material, open_rows, open_subject
+from whence.report import Extras, render_html, report_data
+from whence.results import RENDERERS, Scores
+from whence.scores.relative import cosine_scores, relative_scores
+from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, precondition
+from whence.scores.sinks import AllScores, TopK
+from whence.store import atomic
+from whence.store.run import add_file, claimed, load_scores, save_scores
+from whence.tasks.base import Task
+from whence.watch import Silent, Watcher
+
+PROBES = 32  # query gradients that the fit's split-half check looks at; more would only make a look slower
+
+
+def attribute(
+    model: Any,
+    *,
+    train: Any,
+    query: Any,
+    out: str | Path | None = None,
+    watch: Watcher | None = None,
+    options: TraceOptions | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Scores:
+    """Which training rows made the model answer like this?
+
+    Args:
+        model: folder, hub id, ``id@revision``, PEFT adapter folder, or a live ``(model, tokenizer)``.
+        train: training rows: a path, several, a hub name, a ``datasets.Dataset`` or a list of dictionaries.
+        query: questions, in any of those forms, or one dictionary such as ``{"prompt": ..., "completion": ...}``.
+        out: folder for scores, provenance and report; it must be new, empty or an earlier run.
+        watch: hears what is derived and how far the work is.
+        options: a ``TraceOptions`` record or mapping.
+        overrides: single options by name (``method="kfac"``, ``damping=whence.relative(0.01)``, ``top_k=100`` ...).
+            ``method`` may be a ``Method`` and ``task`` a ``Task`` object.
+
+    Returns:
+        Scores with texts, word overlap and provenance.
+
+    Raises:
+        WhenceError: see ``whence.errors``; every message says what was got, wanted and what to try.
+    """
+    watch = watch or Silent()
+    method, task, settings = _resolve(options, overrides)
+    damping = parse_damping(settings.damping)
+    if out is None:
+        return _attribute(model, train, query, _Ask(method, damping, settings, task, watch))[0]
+    with claimed(out) as folder:
+        scores, record = _attribute(model, train, query, _Ask(method, damping, settings, task, watch))
+        save_scores(folder, scores, manifest=record)
+        _write_report(scores, folder / "report.html")
+        add_file(folder, "report.html")
+    return scores
+
+
+def load(run: str | Path) -> Scores:
+    """The scores of a finished run folder; every file is checked before it is used.
+
+    Raises:
+        StoreError: not a finished run, or a damaged one.
+    """
+    return load_scores(run)
+
+
+def save(scores: Scores, folder: str | Path) -> Path:
+    """Write scores and their report to a run folder.
+
+    Raises:
+        StoreError: a folder that is not ours, or is in use.
+    """
+    with claimed(folder) as place:
+        save_scores(place, scores)
+        _write_report(scores, place / "report.html")
+        add_file(place, "report.html")
+    return Path(folder)
+
+
+def write_report(scores: Scores | str | Path, path: str | Path) -> Path:
+    """Render the one-file HTML report of scores or of a finished run.
+
+    Raises:
+        StoreError: a run that is not finished or damaged, or a place that cannot be written to.
+    """
+    found = scores if isinstance(scores, Scores) else load_scores(scores)
+    return _write_report(found, Path(path).expanduser())
+
+
+def self_influence(
+    model: Any,
+    *,
+    train: Any,
+    watch: Watcher | None = None,
+    options: TraceOptions | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> dict[str, float]:
+    """Each training row's influence on itself, by row id: how much the model owes its fit of a row to that very row.
+
+    Raises:
+        WhenceError: as ``attribute``.
+    """
+    method, task, settings = _resolve(options, overrides)
+    ask = _Ask(method, parse_damping(settings.damping), settings, task, watch or Silent())
+    subject = open_subject(model, settings, ask.watch, task=task)
+    material = open_rows(subject, train, what="train")
+    operator = method.operator(_fit(ask, material, None)[0], Problem(material.source, settings.fisher, settings.seed))
+    visitor = SelfInfluence(_blocks(operator.power(-1, ask.damping), method))
+    with _stage(ask.watch, "self-influence", len(material.examples)) as count:
+        material.source.with_progress(count).visit(visitor)
+    return {id_: visitor.values.get(id_, float("nan")) for id_ in material.rows.ids}
+
+
+class _Ask:
+    """What is asked of the pipeline: constructor stores only."""
+
+    def __init__(
+        self, method: Method, damping: Damping, options: TraceOptions, task: Task | None, watch: Watcher
+    ) -> None:
+        self.method, self.damping, self.options, self.task, self.watch = method, damping, options, task, watch
+
+
+def _resolve(
+    options: TraceOptions | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> tuple[Method, Task | None, TraceOptions]:
+    """Objects given in place of names are used as they are and recorded by name."""
+    named = {k: v for k, v in overrides.items() if v is not None}
+    given, task = named.get("method"), named.get("task")
+    if isinstance(given, Method):
+        named["method"] = given.name
+    if isinstance(named.get("damping"), Damping):
+        named["damping"] = str(named["damping"])
+    if task is not None and not isinstance(task, str):
+        named.pop("task")
+    settings = trace_options(options, **named)
+    method = given if isinstance(given, Method) else get_method(settings.method)
+    return method, None if isinstance(task, str) else task, settings
+
+
+def _attribute(model: Any, train: Any, query: Any, ask: _Ask) -> tuple[Scores, dict[str, Any]]:
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        subject = open_subject(model, ask.options, ask.watch, task=ask.task)
+        trained = open_rows(subject, train, what="train")
+        asked = open_rows(subject, _questions(query), what="query")
+    with _timed(seconds, "queries"):
+        raw = collect(asked.source)
+        _check_queries(raw)
+    factors, seconds["fit"] = _fit(ask, trained, raw)
+    with _timed(seconds, "precondition"):
+        problem = Problem(trained.source, ask.options.fisher, ask.options.seed)
+        operator = ask.method.operator(factors, problem)
+        inverse = operator.power(-1, ask.damping)
+        queries = precondition(raw, inverse)
+    with _timed(seconds, "score"):
+        found = _score(ask, trained, queries, inverse)
+    seconds["total"] = time.perf_counter() - started
+    found = _normalised(ask, found, raw, queries)
+    record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
+    return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record
+
+
+def _questions(query: Any) -> Any:
+    """One question may be one dictionary; ``response`` is what a prompt's ``completion`` is called elsewhere."""
+    rows = [query] if isinstance(query, Mapping) and any(isinstance(v, str) for v in query.values()) else query
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        return rows
+    return [
+        {**{k: v for k, v in row.items() if k != "response"}, "completion": row["response"]}
+        if "prompt" in row and "response" in row and "completion" not in row
+        else row
+        for row in rows
+    ]
+
+
+def _check_queries(raw: Queries) -> None:
+    bad = [id_ for id_, value in zip(raw.ids, raw.measurements, strict=True) if not np.isfinite(value)]
+    if bad:
+        raise DataError(
+            f"question {bad[0]} has a loss or gradient that is not finite",
+            wanted="a finite loss",
+            try_="dtype: float32, or a shorter question",
+        )
+
+
+def _fit(ask: _Ask, trained: Material, raw: Queries | None) -> tuple[Factors, float]:
+    """Fit the curvature on as many rows as the options say."""
+    started = time.perf_counter()
+    probe = None if raw is None else {name: grads.rows(0, PROBES) for name, grads in raw.grads.items()}
+    settings = FitOptions(
+        fisher=ask.options.fisher, rows=ask.options.fit_rows, seed=ask.options.seed, damping=ask.damping
+    )
+    total = len(trained.examples) * len(ask.method.stages)
+    with _stage(ask.watch, "fit", total) as count:
+        factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe)
+    for stage in factors.about.get("stages", ()):
+        look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
+        said = f"fit       {stage['name']}: {stage['rows']:,} of {len(trained.examples):,} rows{look}"
+        ask.watch.note("fit", f"{said} · {stage['seconds']:.1f} s", **stage, of=len(trained.examples))
+    return factors, time.perf_counter() - started
+
+
+def _score(ask: _Ask, trained: Material, queries: Queries, inverse: Operator) -> dict[str, Any]:
+    """One pass over the training rows: every query against every row, and what else was asked for."""
+    options, source = ask.options, trained.source
+    stream = options.top_k is not None and options.normalise == "none" and not options.per_layer
+    ids = trained.rows.ids
+    columns = {id_: n for n, id_ in enumerate(ids)}
+    layers = len(queries.grads) if options.per_layer else None
+    sink = (
+        TopK(columns, options.top_k or 1, len(queries.ids))
+        if stream
+        else AllScores.empty(len(queries.ids), ids, layers)
+    )
+    scoring = Pairwise(queries, sink, keep_layers=options.per_layer)
+    own = None
+    if options.self_influence or options.normalise != "none":
+        own = SelfInfluence(_blocks(inverse, ask.method))
+    with _stage(ask.watch, "score", len(trained.examples)) as count:
+        source.with_progress(count).visit(scoring if own is None else Together([scoring, own]))
+    found: dict[str, Any] = {"losses": scoring.losses, "sink": sink, "layers": tuple(queries.grads)}
+    if own is not None:
+        found["self_influence"] = np.array([own.values.get(id_, np.nan) for id_ in ids])
+    return found
+
+
+def _normalised(ask: _Ask, found: dict[str, Any], raw: Queries, queries: Queries) -> dict[str, Any]:
+    """Apply ``normalise`` and ``top_k`` to what was collected."""
+    sink, top_k = found.pop("sink"), ask.options.top_k
+    if isinstance(sink, TopK):
+        values, columns = sink.finish()
+        return {**found, "values": values, "columns": columns}
+    values = sink.values
+    if ask.options.normalise == "relative":
+        values = relative_scores(values, found["self_influence"])
+    elif ask.options.normalise == "cosine":
+        values = cosine_scores(values, found["self_influence"], _query_norms(raw, queries))
+    if top_k is None:
+        return {**found, "values": values, "columns": None, "per_layer": sink.per_layer}
+    best = TopK(sink.columns, top_k, len(values))
+    best.put(list(sink.columns), values, None)
+    kept, columns = best.finish()
+    layered = None
+    if sink.per_layer is not None:
+        layered = np.take_along_axis(sink.per_layer, np.maximum(columns, 0)[:, :, None], axis=1)
+        layered[columns < 0] = np.nan
+    return {**found, "values": kept, "columns": columns, "per_layer": layered}
+
+
+def _query_norms(raw: Queries, queries: Queries) -> np.ndarray:
+    """Q values q' (G + damping)^-1 q."""
+    parts = [(raw.grads[name].full() * queries.grads[name].full()).flatten(1).sum(1) for name in raw.grads]
+    return torch.stack(parts).sum(0).double().cpu().numpy()
+
+
+def _blocks(inverse: Operator, method: Method) -> Blocks:
+    if not isinstance(inverse, Blocks):
+        raise OptionError(
+            f"method {method.name} has no per-layer inverse",
+            wanted="a block-diagonal method for self-influence, cosine and relative scores",
+            try_="--method ekfac",
+        )
+    return inverse
+
+
+def _write_report(scores: Scores, path: Path) -> Path:
+    quarantine = scores.about.get("quarantine", ())
+    page = render_html(report_data(scores, extras=Extras(quarantine=quarantine)))
+    atomic.write_text(path, page)
+    return path
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+@contextmanager
+def _stage(watch: Watcher, name: str, total: int) -> Iterator[Any]:
+    """Count examples as batches finish; a stage that stops early (a converged fit) is complete all the same."""
+    done = 0
+
+    def count(examples: int) -> None:
+        nonlocal done
+        done += examples
+        watch.step(name, min(done, total), total)
+
+    watch.step(name, 0, total)
+    yield count
+    watch.step(name, total, total)
+
+
+RENDERERS["report"] = write_report
+RENDERERS["save"] = save

@@ -1,0 +1,202 @@
+"""Scores from their parts: values by id, the texts behind the ids, word overlap, and where it all came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from whence.candidates.lexical import bm25_scores
+from whence.curvature.base import Factors
+from whence.linalg.damping import Damping
+from whence.linalg.operators import Blocks, Diagonal, Eigenbasis, Kronecker, LayerOperator, Operator
+from whence.pipeline import Material, Subject
+from whence.results import SCORED, RowView, Scores
+from whence.store.provenance import environment, peak_memory_bytes
+from whence.tasks.rows import Quarantined, row_view
+
+LEXICAL_MOST = 200_000_000  # Q x N beyond which word overlap is left out: it would outweigh the scores themselves
+NONFINITE = "nonfinite"
+
+
+def assemble(
+    subject: Subject,
+    trained: Material,
+    asked: Material,
+    *,
+    found: Mapping[str, Any],
+    factors: Factors,
+    seconds: Mapping[str, float],
+) -> Scores:
+    """One result record.
+
+    Args:
+        subject: model, task and options.
+        trained: training rows; N in the result are all rows read, those without a score as NaN.
+        asked: the questions.
+        found: ``values``, ``columns``, ``per_layer``, ``self_influence``, ``losses``, ``layers``.
+        factors: the fit, for its record.
+        seconds: how long each part took.
+    """
+    quarantine = (*trained.quarantine, *_nonfinite(trained, found))
+    views = _views(trained, quarantine)
+    query_views = _views(asked, ())
+    columns = found.get("columns")
+    return Scores(
+        values=found["values"],
+        query_ids=tuple(asked.source.ids),
+        train_ids=tuple(trained.rows.ids),
+        n_train=len(trained.examples),
+        columns=columns,
+        about=_about(subject, trained, asked, factors, seconds) | {"quarantine": [asdict(q) for q in quarantine]},
+        per_layer=found.get("per_layer"),
+        layers=tuple(found["layers"]) if found.get("per_layer") is not None else (),
+        self_influence=found.get("self_influence"),
+        train_rows=views,
+        query_rows=query_views,
+        lexical=_lexical(subject, query_views, views, columns),
+    )
+
+
+def manifest(
+    subject: Subject,
+    trained: Material,
+    asked: Material,
+    *,
+    factors: Factors,
+    operator: Operator,
+    damping: Damping,
+) -> dict[str, Any]:
+    """What ``run.json`` holds beyond the result's own ``about``: the long and the machine-made."""
+    device = subject.loaded.about["model"]["device"]
+    names = [torch.cuda.get_device_name(device)] if str(device).startswith("cuda") else []
+    return {
+        "options": subject.options.model_dump(),
+        "environment": environment(threads=torch.get_num_threads(), devices=names),
+        "model": dict(subject.loaded.about),
+        "task": subject.task.fingerprint(),
+        "layers": {name: list(size) for name, size in subject.layers.sizes.items()},
+        "uncovered": dict(subject.layers.uncovered),
+        "train": {**trained.about(), "read": dict(trained.rows.about)},
+        "query": {**asked.about(), "read": dict(asked.rows.about)},
+        "fit": dict(factors.about),
+        "damping_per_layer": damping_amounts(operator, damping),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def damping_amounts(operator: Operator, damping: Damping) -> dict[str, float]:
+    """What was added to the curvature of each layer, on average: the number behind a relative damping."""
+    if not isinstance(operator, Blocks):
+        return {}
+    spectra = {name: _spectrum(layer) for name, layer in operator.layers.items()}
+    return {name: damping.amount(values) for name, values in spectra.items() if values is not None}
+
+
+def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
+    """Something with the mean of the layer's eigenvalues (of a Kronecker product: outer product of the diagonals)."""
+    if isinstance(layer, Eigenbasis):
+        return layer.eigenvalues_OI
+    if isinstance(layer, Diagonal):
+        return layer.diagonal_OI
+    if isinstance(layer, Kronecker):
+        return torch.outer(layer.left_OO.diagonal(), layer.right_II.diagonal())
+    return None
+
+
+def _about(
+    subject: Subject, trained: Material, asked: Material, factors: Factors, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    options, loaded = subject.options, subject.loaded
+    tokenizer = loaded.about.get("tokenizer") or {}
+    peak = peak_memory_bytes()
+    return {
+        "method": options.method,
+        "damping": options.damping,
+        "normalise": options.normalise,
+        "fisher": factors.about.get("fisher"),
+        "fit": [{k: stage[k] for k in ("name", "rows", "seconds")} for stage in factors.about.get("stages", ())],
+        "seed": options.seed,
+        "layers": list(subject.layers.names),
+        "coverage": {"share": subject.layers.covered, "layers": len(subject.layers)},
+        "model": {"name": loaded.about["spec"], **_short(loaded.about["model"])},
+        "adapter": (loaded.about.get("adapter") or {}).get("path"),
+        "tokenizer": {k: tokenizer.get(k) for k in ("class", "checksum", "template_checksum")},
+        "train": trained.about(),
+        "query": asked.about(),
+        "rows": _status_counts(trained),
+        "versions": environment(threads=torch.get_num_threads())["versions"],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "memory": {"peak_megabytes": None if peak is None else round(peak / 1e6)},
+        "warnings": _warnings(subject, trained),
+    }
+
+
+def _short(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's identity without its list of files: their checksums in one."""
+    files = model.get("files") or {}
+    weights = {name: entry["checksum"] for name, entry in files.items() if name.endswith((".safetensors", ".bin"))}
+    return {k: v for k, v in model.items() if k not in ("files", "id")} | ({"weights": weights} if weights else {})
+
+
+def _status_counts(trained: Material) -> dict[str, int]:
+    truncated = sum(example.truncated > 0 for example in trained.examples)
+    return {
+        "read": len(trained.rows.ids),
+        "scored": len(trained.examples),
+        "truncated": truncated,
+        "quarantined": len(trained.quarantine),
+    }
+
+
+def _warnings(subject: Subject, trained: Material) -> list[str]:
+    said = list(subject.layers.notes)
+    doubled = sum("double_bos" in example.notes for example in trained.examples)
+    if doubled:
+        said.append(f"{doubled:,} rows began with two start tokens; one was left out")
+    if subject.layers.covered < 0.5:
+        said.append(
+            f"only {subject.layers.covered:.0%} of the parameters are followed: most of the model is out of sight"
+        )
+    return said
+
+
+def _nonfinite(trained: Material, found: Mapping[str, Any]) -> list[Quarantined]:
+    """Rows whose loss or gradient was not finite: found while scoring, and left out there."""
+    losses = found["losses"]
+    bad = {id_ for id_, loss in losses.items() if not np.isfinite(loss)}
+    if found.get("columns") is None and len(found["values"]):
+        column = {id_: n for n, id_ in enumerate(trained.rows.ids)}
+        bad |= {id_ for id_ in losses if not np.isfinite(found["values"][:, column[id_]]).any()}
+    rows = trained.by_id()
+    message = "its loss or gradient is not finite"
+    return [Quarantined(rows[id_].location, NONFINITE, message, id_) for id_ in losses if id_ in bad]
+
+
+def _views(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[str, RowView]:
+    """Texts and status by id, for all rows, also those that could not even be read."""
+    rows, bad = material.by_id(), {entry.id: entry for entry in quarantine}
+    cut = {example.id for example in material.examples if example.truncated}
+    views = {}
+    for id_ in material.rows.ids:
+        status = f"quarantined:{bad[id_].code}" if id_ in bad else "truncated" if id_ in cut else SCORED
+        if id_ in rows:
+            views[id_] = row_view(rows[id_], status=status)
+        else:
+            views[id_] = RowView(id=id_, text="", location=bad[id_].location if id_ in bad else "", status=status)
+    return views
+
+
+def _lexical(
+    subject: Subject, queries: Mapping[str, RowView], rows: Mapping[str, RowView], columns: np.ndarray | None
+) -> np.ndarray | None:
+    if not subject.options.lexical or len(queries) * len(rows) > LEXICAL_MOST:
+        return None
+    values = bm25_scores([view.text for view in queries.values()], [view.text for view in rows.values()])
+    if columns is None:
+        return values
+    kept = np.take_along_axis(values, np.maximum(columns, 0), axis=1)
+    return np.where(columns >= 0, kept, np.float32(np.nan))

@@ -1,0 +1,220 @@
+"""Models in: a folder, a hub id, ``id@revision``, a PEFT adapter folder, or a live model and tokenizer.
+
+Two promises. **Nothing executes**: safetensors only, and code or pickles from a model only when allowed by name.
+**Nothing is random**: a checkpoint that does not fill every weight is an error, never freshly initialised weights (an
+adapter folder loaded as a full model would otherwise give plausible nonsense).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from whence.errors import ModelError, OptionError, did_you_mean
+from whence.loading.fingerprints import describe_model, describe_tokenizer, file_records
+from whence.loading.guards import Weights, check_complete, check_finite, check_weight_files, explained, quiet
+from whence.loading.places import is_adapter, pick_device, read_object, resolve
+
+REMOTE_CODE, PICKLE_WEIGHTS = "remote_code", "pickle_weights"
+ALLOWABLE = (REMOTE_CODE, PICKLE_WEIGHTS)
+AUTO_CLASSES: Mapping[str, Any] = {
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "classification": transformers.AutoModelForSequenceClassification,
+}
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for attribution: evaluation mode, finite weights, known identity.
+
+    Attributes:
+        model: the module, on its device.
+        tokenizer: the Hugging Face tokenizer, or None when the model has none (feature or ``input_ids`` data only).
+        task: the task the model was loaded for, ``causal_lm`` or ``classification``.
+        about: spec, paths, revision, commit, hashes of weights, tokenizer and template, dtype, device, attention.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    task: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_model(
+    spec: Any,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    task: str = "auto",
+    attention: str = "auto",
+    allow: Collection[str] = (),
+) -> Loaded:
+    """Load what ``spec`` names and check that every weight is there and finite.
+
+    Args:
+        spec: folder, hub id, ``id@revision``, PEFT adapter folder, a module, or ``(model, tokenizer)``.
+        dtype: number type; ``auto`` keeps the checkpoint's (float16 becomes float32 on a CPU, where it has no range).
+        device: torch device; ``auto`` takes CUDA, then MPS, then the CPU. A live model stays where it is.
+        task: ``causal_lm``, ``classification`` or ``auto`` (by the architecture named in the model's config).
+        attention: attention backend; ``auto`` is the model's default.
+        allow: any of ``remote_code`` and ``pickle_weights``; both are refused otherwise.
+
+    Raises:
+        ModelError: missing, gated, incomplete, unsafe or non-finite.
+        OptionError: an unknown dtype, device or permission.
+    """
+    request = _Request(str(spec), "", dtype, pick_device(device), task, attention, frozenset(allow))
+    request.check()
+    if isinstance(spec, nn.Module) or (isinstance(spec, (tuple, list)) and len(spec) == 2):
+        model, tokenizer = spec if not isinstance(spec, nn.Module) else (spec, None)
+        return _live(model, tokenizer, request)
+    if not isinstance(spec, (str, Path)):
+        raise ModelError(
+            f"a model given as {type(spec).__name__}",
+            wanted="a folder, a hub id, or a pair (model, tokenizer)",
+            try_="attribute((model, tokenizer), ...)",
+        )
+    place, revision = resolve(str(spec))
+    loaded = _from_place(replace(request, place=place, revision=revision))
+    check_finite(loaded.model, str(spec))
+    return replace(loaded, about={"spec": str(spec), **loaded.about})
+
+
+@dataclass(frozen=True)
+class _Request:
+    place: str
+    revision: str
+    dtype: str
+    device: str
+    task: str
+    attention: str
+    allow: frozenset[str]
+
+    def check(self) -> None:
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype {self.dtype!r}", wanted="a number type", try_=did_you_mean(self.dtype, DTYPES))
+        for name in self.allow - set(ALLOWABLE):
+            raise OptionError(f"allow={name!r}", wanted="a permission", try_=did_you_mean(name, ALLOWABLE))
+
+    @property
+    def weights(self) -> Weights:
+        return "pickle" if PICKLE_WEIGHTS in self.allow else "safetensors"
+
+    def keywords(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` gets."""
+        words: dict[str, Any] = {"trust_remote_code": REMOTE_CODE in self.allow}
+        return words | ({"revision": self.revision} if self.revision else {})
+
+
+def _from_place(request: _Request) -> Loaded:
+    folder = Path(request.place)
+    if folder.is_dir() and is_adapter(folder):
+        return _adapter(folder, request)
+    with explained(request.place):
+        config = transformers.AutoConfig.from_pretrained(request.place, **request.keywords())
+        request = replace(request, task=_task_of(config) if request.task == "auto" else request.task)
+        if folder.is_dir():
+            check_weight_files(folder, request.weights)
+        model = _full_model(request, config)
+        tokenizer = _tokenizer(request, folder if folder.is_dir() else None)
+    about = {
+        "model": {"id": request.place, "revision": request.revision or None, **describe_model(model)},
+        "tokenizer": describe_tokenizer(tokenizer),
+        "remote_code": REMOTE_CODE in request.allow,
+    }
+    if folder.is_dir():
+        about["model"]["files"] = file_records(folder)
+    return Loaded(model, tokenizer, request.task, about)
+
+
+def _adapter(folder: Path, request: _Request) -> Loaded:
+    """The base model named by the adapter's config, with the adapter attached."""
+    config = read_object(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{folder} is an adapter that does not name its base model",
+            wanted="base_model_name_or_path in adapter_config.json",
+        )
+    if not Path(base).is_dir() and (folder / base).is_dir():
+        base = str(folder / base)
+    task = "classification" if config.get("task_type") == "SEQ_CLS" and request.task == "auto" else request.task
+    place, revision = resolve(base)
+    loaded = _from_place(replace(request, place=place, revision=config.get("revision") or revision, task=task))
+    with explained(str(folder)):
+        adapters = importlib.import_module("whence.loading.adapters")  # peft takes seconds to import; few need it
+        model = adapters.attach_adapter(loaded.model, folder, request.weights)
+        own = _tokenizer(replace(request, place=str(folder), revision=""), folder)
+    tokenizer = own or loaded.tokenizer
+    about = {
+        **loaded.about,
+        "adapter": {"path": str(folder), "files": file_records(folder), "config": config},
+        "tokenizer": describe_tokenizer(tokenizer),
+    }
+    return Loaded(model.eval(), tokenizer, loaded.task, about)
+
+
+def _live(model: nn.Module, tokenizer: Any, request: _Request) -> Loaded:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model given as {type(model).__name__}", wanted="a torch module")
+    config = getattr(model, "config", None)
+    task = request.task
+    if task == "auto":
+        task = _task_of(config) if config is not None else "regression"
+    check_finite(model, type(model).__name__)
+    about = {
+        "spec": f"live {type(model).__name__}",
+        "model": describe_model(model.eval(), digest=True),
+        "tokenizer": describe_tokenizer(tokenizer),
+    }
+    return Loaded(model, tokenizer, task, about)
+
+
+def _task_of(config: Any) -> str:
+    names = " ".join(getattr(config, "architectures", None) or [])
+    return "classification" if "SequenceClassification" in names else "causal_lm"
+
+
+def _full_model(request: _Request, config: Any) -> nn.Module:
+    auto = AUTO_CLASSES.get(request.task)
+    if auto is None:
+        raise OptionError(
+            f"task {request.task!r} cannot load a model by name",
+            wanted="a live model, or a task with a Hugging Face model class",
+            try_=did_you_mean(request.task, AUTO_CLASSES),
+        )
+    words = request.keywords() | {"dtype": _dtype(request, config), "output_loading_info": True}
+    if request.weights == "safetensors":
+        words["use_safetensors"] = True
+    if request.attention != "auto":
+        words["attn_implementation"] = request.attention
+    with quiet():
+        model, info = auto.from_pretrained(request.place, config=config, **words)
+    check_complete(request.place, type(model).__name__, info)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # a cache of keys and values is for generation; here it only costs memory
+    return model.to(request.device).eval()
+
+
+def _dtype(request: _Request, config: Any) -> Any:
+    if request.dtype != "auto":
+        return getattr(torch, request.dtype)
+    stored = getattr(config, "dtype", None)
+    return torch.float32 if stored == torch.float16 and request.device == "cpu" else "auto"
+
+
+def _tokenizer(request: _Request, folder: Path | None) -> Any:
+    """The tokenizer; None when a local folder simply has none."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if folder is not None and not any((folder / name).is_file() for name in names):
+        return None
+    with quiet():
+        return transformers.AutoTokenizer.from_pretrained(request.place, **request.keywords())

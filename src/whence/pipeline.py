@@ -1,0 +1,224 @@
+"""From what a user points at to gradients: model, rows, examples, batch plan, layers. Shared by every verb.
+
+Each step says what it derived (``Watcher.note``) before time is spent on it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from whence.errors import DataError, OptionError, TaskError, did_you_mean
+from whence.gradients.layers import Layers, find_layers
+from whence.gradients.source import LiveGradients
+from whence.loading import PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
+from whence.options import TraceOptions
+from whence.tasks.base import Example, Task, get_task, task_names
+from whence.tasks.batches import plan_batches
+from whence.tasks.causal_lm import CausalLM
+from whence.tasks.classification import SequenceClassification
+from whence.tasks.encode import encode_rows, encoding_notes
+from whence.tasks.regression import Regression
+from whence.tasks.rows import Quarantined, ReadOptions, Row, Rows, check_bad_rows, read_rows
+from whence.watch import Watcher
+
+LOADABLE = ("causal_lm", "classification")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows of one side (training or questions), read and encoded.
+
+    Attributes:
+        name: what the user called it.
+        rows: as read; ``rows.ids`` are all of them, also those that cannot be used.
+        examples: the usable ones, encoded.
+        quarantine: the others, from reading and from encoding.
+        source: the examples' gradients.
+    """
+
+    name: str
+    rows: Rows
+    examples: tuple[Example, ...]
+    quarantine: tuple[Quarantined, ...]
+    source: LiveGradients
+
+    def by_id(self) -> dict[str, Row]:
+        """Usable and unusable rows that could be read, by id."""
+        return {row.id: row for row in self.rows.rows}
+
+    def about(self) -> dict[str, Any]:
+        """What must be known to read these rows again."""
+        return {
+            "name": self.name,
+            "shape": self.rows.shape,
+            "rows": len(self.rows.ids),
+            "used": len(self.examples),
+            "quarantined": len(self.quarantine),
+            "truncated": sum(example.truncated > 0 for example in self.examples),
+            "tokens": sum(example.length for example in self.examples),
+            "loss_tokens": sum(example.loss_tokens for example in self.examples),
+            "fingerprint": self.rows.fingerprint,
+            "batch_plan": self.source.plan.digest,
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under examination, ready to be asked.
+
+    Attributes:
+        loaded: model, tokenizer and identity.
+        task: what an example is and costs.
+        layers: what is followed.
+        options: the resolved settings.
+        watch: who hears about it.
+    """
+
+    loaded: Loaded
+    task: Task
+    layers: Layers
+    options: TraceOptions
+    watch: Watcher
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Task | None = None) -> Subject:
+    """Load the model, choose the task and find the layers.
+
+    Raises:
+        ModelError, OptionError, LayerError: see ``load_model`` and ``find_layers``.
+    """
+    check_task(options.task)
+    allow = {REMOTE_CODE: options.trust_remote_code, PICKLE_WEIGHTS: options.allow_pickle_weights}
+    loaded = load_model(
+        model,
+        dtype=options.dtype,
+        device=options.device,
+        task=options.task if options.task in LOADABLE else "auto",
+        attention=options.attention,
+        allow=[name for name, allowed in allow.items() if allowed],
+    )
+    layers = find_layers(loaded.model, options.layers)
+    task = task or make_task(loaded, options)
+    _note_model(loaded, layers, watch)
+    return Subject(loaded, task, layers, options, watch)
+
+
+def check_task(name: str) -> None:
+    """Refuse a task that does not exist before anything is loaded.
+
+    Raises:
+        OptionError: lists the tasks.
+    """
+    if name != "auto" and name not in task_names():
+        raise OptionError(f"unknown task {name!r}", wanted="a task of whence", try_=did_you_mean(name, task_names()))
+
+
+def make_task(loaded: Loaded, options: TraceOptions) -> Task:
+    """The task that fits the model, with its tokenizer and length limit.
+
+    Raises:
+        TaskError: a task that cannot be set up from a model and options alone.
+    """
+    name = loaded.task if options.task == "auto" else options.task
+    longest = max_length(loaded, options)
+    if name == "causal_lm":
+        return CausalLM(loaded.tokenizer, max_length=longest)
+    if name == "classification":
+        names: Mapping[str, int] = getattr(getattr(loaded.model, "config", None), "label2id", None) or {}
+        return SequenceClassification(loaded.tokenizer, label2id=names, max_length=longest)
+    if name == "regression":
+        return Regression()
+    raise TaskError(
+        f"task {name!r} needs settings that only Python can give",
+        wanted="a task object",
+        try_=f"whence.attribute(..., task={get_task(name).__name__}(...))",
+    )
+
+
+def max_length(loaded: Loaded, options: TraceOptions) -> int | None:
+    """Most tokens of a row: as asked, else the smaller of what tokenizer and positions can take."""
+    if options.max_length is not None:
+        return options.max_length
+    own = getattr(loaded.tokenizer, "model_max_length", None)
+    positions = loaded.about.get("model", {}).get("max_positions")
+    limits = [n for n in (own, positions) if isinstance(n, int) and 1 < n < 10**7]
+    return min(limits, default=None)
+
+
+def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Material:
+    """Read, encode and plan one side.
+
+    Args:
+        subject: whose task encodes the rows.
+        spec: anything ``read_rows`` takes.
+        what: ``train`` or ``query``. Questions must all be usable; training rows may be quarantined.
+        name: what to call it in results; by default what the user wrote.
+
+    Raises:
+        DataError, TaskError: nothing usable, or more unusable rows than allowed.
+    """
+    options = subject.options
+    allowed = options.max_bad_rows if what == "train" else 0
+    reading = ReadOptions(columns=options.columns, max_bad_rows=allowed, source=what)
+    rows = read_rows(spec, options=reading)
+    examples, bad = encode_rows(subject.task, rows.rows)
+    quarantine = (*rows.quarantine, *bad)
+    check_bad_rows(quarantine, len(rows.ids), allowed)
+    if not examples:
+        raise DataError(f"no usable row in {name or spec}", wanted="at least one row with a loss")
+    plan = plan_batches([example.length for example in examples], token_budget=options.batch_tokens)
+    source = LiveGradients(subject.loaded.model, subject.task, examples, plan, subject.layers)
+    material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
+    _note_rows(material, what, subject.watch)
+    return material
+
+
+def spec_name(spec: Any) -> str:
+    """What the user wrote, as short text."""
+    if isinstance(spec, Mapping):
+        return ", ".join(str(key) for key in spec)
+    if isinstance(spec, (list, tuple)):
+        texts = [str(part) for part in spec if not isinstance(part, Mapping)]
+        return ", ".join(texts) if texts else f"{len(spec)} rows given in Python"
+    return str(spec) if not hasattr(spec, "column_names") else "a datasets.Dataset"
+
+
+def _note_model(loaded: Loaded, layers: Layers, watch: Watcher) -> None:
+    about = loaded.about["model"]
+    adapter = " with adapter" if "adapter" in loaded.about else ""
+    watch.note(
+        "model",
+        f"model     {loaded.about['spec']}{adapter} · {about['class']} · {about['parameters']:,} parameters · "
+        f"{about['dtype']} on {about['device']} · attention {about['attention'] or 'its own'}",
+        **{k: about[k] for k in ("class", "parameters", "dtype", "device", "attention")},
+    )
+    largest = ", ".join(f"{name} ({count:,})" for name, count in layers.uncovered[:2])
+    watch.note(
+        "layers",
+        f"layers    {len(layers)} linear maps · {layers.covered:.1%} of the parameters"
+        + (f" · not attributed: {largest}{' ...' if len(layers.uncovered) > 2 else ''}" if largest else ""),
+        count=len(layers),
+        coverage=layers.covered,
+        names=list(layers.names),
+    )
+
+
+def _note_rows(material: Material, what: str, watch: Watcher) -> None:
+    about = material.about()
+    title = "rows     " if what == "train" else "questions"
+    trained = about["loss_tokens"] / max(1, about["tokens"])
+    said = f"{title} {about['used']:,} of {about['rows']:,} from {material.name} · shape {about['shape']} · "
+    said += f"{about['tokens']:,} tokens, loss on {trained:.0%}"
+    if about["truncated"]:
+        said += f" · {about['truncated']:,} truncated"
+    if material.quarantine:
+        reasons = Counter(entry.code for entry in material.quarantine).most_common(3)
+        said += f" · {len(material.quarantine)} quarantined: " + ", ".join(f"{code} ({n})" for code, n in reasons)
+    watch.note(what, said, **about)
+    notes = {k: n for k, n in encoding_notes(material.examples).items() if k != "truncated"}
+    if notes:
+        watch.note("encoding", "note      " + ", ".join(f"{n:,} rows: {k}" for k, n in notes.items()), **notes)
