@@ -111,7 +111,7 @@ class Products:
                 slopes = _grad([task.losses(outputs, batch).sum()], weights, how="graph")
                 if verify:
                     _verify(slopes)
-                parts = [_hessian(slopes, weights, layers, self.layout, x) for x in x_KD.split(step)]
+                parts = [_hessian(slopes, weights, layers, x) for x in x_KD.split(step)]
             else:
                 dual = torch.zeros_like(outputs, requires_grad=True)
                 pulled = _grad([outputs], weights, [dual], how="graph")
@@ -119,15 +119,15 @@ class Products:
                     _verify(pulled)
                 parts = []
                 for x in x_KD.split(step):
-                    pushed = _push(pulled, dual, _tangents(layers, self.layout, x))
+                    pushed = _push(pulled, dual, _tangents(layers, x))
                     bent = _bend(outputs.detach(), pushed, lambda out: task.losses(out, batch).sum())
                     parts.append(_flat(_grad([outputs], weights, [bent], how="block"), layers, weights, len(x)))
         return torch.cat(parts).to(x_KD.dtype)
 
 
-def _hessian(slopes: list[Tensor], weights: list[Tensor], layers: Layers, layout: Layout, x_KD: Tensor) -> Tensor:
+def _hessian(slopes: list[Tensor], weights: list[Tensor], layers: Layers, x_KD: Tensor) -> Tensor:
     """Derivative of the gradient along each row of x."""
-    tangents = _tangents(layers, layout, x_KD)
+    tangents = _tangents(layers, x_KD)
     live = [(s, t) for s, t in zip(slopes, tangents, strict=True) if s.requires_grad]
     if not live:
         return torch.zeros_like(x_KD)
@@ -163,7 +163,8 @@ def _grad(
     """``torch.autograd.grad`` that keeps the graph, gives zeros for unused inputs and explains a missing derivative.
 
     Args:
-        outputs, inputs: as there.
+        outputs: as there.
+        inputs: as there.
         along: the directions, ``grad_outputs``.
         how: ``graph``: the result can be differentiated again. ``block``: every ``along`` has a leading K axis, and one
             vectorised backward pass serves all K.
@@ -219,10 +220,10 @@ def _weights(layer: Layer) -> list[Tensor]:
     return [p for p in found if isinstance(p, Tensor)]
 
 
-def _tangents(layers: Layers, layout: Layout, x_KD: Tensor) -> list[Tensor]:
+def _tangents(layers: Layers, x_KD: Tensor) -> list[Tensor]:
     """A flat block as directions of the parameters: ``[K, *parameter shape]`` each."""
     tangents: list[Tensor] = []
-    for name, part_KOI in layout.unpack(x_KD).items():
+    for name, part_KOI in Layout.of(layers.sizes).unpack(x_KD).items():
         layer = layers.layers[name]
         weight = _weights(layer)[0]
         matrix_KOI = part_KOI[..., : layer.inputs - layer.bias]

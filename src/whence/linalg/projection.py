@@ -95,7 +95,7 @@ def random_projection(
     _check_fit(shapes, sizes, small)
     sides = {
         name: Sides(
-            _draw(kind, seed, name, "left", sizes[0], outputs), _draw(kind, seed, name, "right", sizes[1], inputs)
+            _draw(kind, (sizes[0], outputs), seed, name, "left"), _draw(kind, (sizes[1], inputs), seed, name, "right")
         )
         for name, (outputs, inputs) in shapes.items()
     }
@@ -141,11 +141,12 @@ def _check_fit(shapes: Mapping[str, tuple[int, int]], sizes: tuple[int, int], sm
             )
 
 
-def _draw(kind: Kind, seed: int, layer: str, side: str, size: int, length: int) -> Tensor | None:
+def _draw(kind: Kind, shape: tuple[int, int], *key: str | int) -> Tensor | None:
+    size, length = shape
     if size >= length:
         return None
     draw = draws.signs if kind == "rademacher" else draws.normals
-    return torch.from_numpy(draw(size, length, "projection", kind, seed, layer, side) / np.sqrt(size))
+    return torch.from_numpy(draw(size, length, "projection", kind, *key) / np.sqrt(size))
 
 
 def _top(covariance: Tensor, size: int) -> Tensor | None:
