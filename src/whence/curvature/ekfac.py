@@ -43,18 +43,31 @@ def _eigenvectors(matrix: Tensor, seen: dict[tuple[int, float], list[tuple[Tenso
 def terms(layer: str, grads: MatrixBatch, factors: LayerTensors, memo: Memo) -> Mapping[str, Tensor]:
     """Squares of the examples' gradients in the eigenbasis, summed over examples."""
     left, right = factors[layer]["QG"], factors[layer]["QA"]
-    if not isinstance(grads, Outer) or not tokens_first(grads):
-        pieces = [Full(piece.full()).sided(left.T, right.T).sum_of_squares() for piece in grads.pieces()]
-        return {"squares": torch.stack(pieces).sum(0) if len(pieces) > 1 else pieces[0]}
-    a = grads.a_BTI
-    rotated = memo.once(a, right, lambda: a @ right)
-    return {"squares": Outer(grads.g_BTO @ left, rotated).sum_of_squares()}
+    if isinstance(grads, Outer):
+        grads, left, right = _rotated_tokens(grads, left, right, memo)
+    squares = [
+        Full(piece.full()).sided(_transposed(left), _transposed(right)).sum_of_squares() for piece in grads.pieces()
+    ]
+    return {"squares": torch.stack(squares).sum(0) if len(squares) > 1 else squares[0]}
 
 
-def tokens_first(grads: Outer) -> bool:
-    """Whether rotating T tokens costs less than rotating the formed matrix: T(O²+I²) against OI(O+I)."""
-    _, outputs, inputs = grads.shape
-    return grads.g_BTO.shape[1] * (outputs**2 + inputs**2) <= outputs * inputs * (outputs + inputs)
+def _rotated_tokens(
+    grads: Outer, left: Tensor, right: Tensor, memo: Memo
+) -> tuple[Outer, Tensor | None, Tensor | None]:
+    """Rotate on the tokens whichever side is cheaper there than on the formed matrix; None where that is done.
+
+    A side of size n costs T·n² per example on the tokens and n² times the other size on the matrix.
+    """
+    g, a = grads.g_BTO, grads.a_BTI
+    tokens = g.shape[1]
+    left_done, right_done = tokens <= len(right), tokens <= len(left)
+    rotated_g = g @ left if left_done else g
+    rotated_a = memo.once(a, right, lambda: a @ right) if right_done else a
+    return Outer(rotated_g, rotated_a, grads.positions), None if left_done else left, None if right_done else right
+
+
+def _transposed(basis: Tensor | None) -> Tensor | None:
+    return None if basis is None else basis.T
 
 
 def finish(sums: Sums, factors: LayerTensors) -> LayerTensors:
