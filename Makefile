@@ -78,10 +78,11 @@ docs: $(VENV)/.dev
 	@echo "open docs/_build/html/index.html"
 
 bench: $(VENV)/.runtime
-	@$(BIN)/python benchmarks/passes.py $(ARGS)
+	@$(BIN)/python -m benchmarks.passes $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-peers: $(VENV)/.runtime
-	@$(BIN)/python benchmarks/peers.py $(ARGS)
+	@$(BIN)/python -m benchmarks.peers.set_up
+	@$(BIN)/python -m benchmarks.peers.compare $(ARGS)
 
 studies: $(VENV)/.dev
 	@shopt -s nullglob; found=0; for study in studies/[a-z]*.py; do found=1; echo "== $$study"; \
