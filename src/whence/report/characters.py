@@ -47,13 +47,13 @@ def mark(character: str) -> str:
 
 
 def visible(text: str, *, one_line: bool = False) -> str:
-    """Text that is safe to send to a terminal: every steering or invisible character replaced by its mark.
+    r"""Text that is safe to send to a terminal: every steering or invisible character replaced by its mark.
 
     Args:
         text: anything.
         one_line: also turn newlines into ``↵`` and tabs into spaces.
 
-    >>> visible("a\\x1b[31mb")
+    >>> visible("a\x1b[31mb")
     'a␛[31mb'
     """
     if one_line:

@@ -278,7 +278,8 @@ def _layer_sums(scores: Scores, q: int, ranking: Ranking, shelf: _Shelf) -> Laye
     known = np.isfinite(values) & (scores.columns[q] >= 0 if scores.columns is not None else True)
     column_of = range(len(values)) if scores.columns is None else scores.columns[q].tolist()
     where = {scores.train_ids[n]: i for i, n in enumerate(column_of) if known[i]}
-    strong = (*ranking.lines[:DETAILED], *ranking.lines[-DETAILED:])
+    each = DETAILED if len(scores.query_ids) <= 20 else DETAILED // 3
+    strong = (*ranking.lines[:each], *ranking.lines[-each:])
     rows = {line.row: tuple(cells[where[shelf.order[line.row]]].tolist()) for line in strong}
     up, down = cells[known & (values > 0)].sum(0), cells[known & (values < 0)].sum(0)
     return LayerSums(

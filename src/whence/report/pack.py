@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from whence.report import words
 from whence.report.characters import FORMULA, RANGES
-from whence.report.records import QueryReport, Ranking, ReportData, RowText, TokenScores
+from whence.report.records import LayerSums, QueryReport, Ranking, ReportData, RowText, TokenScores
 
 INLINE_MOST = 200_000  # bytes of JSON kept readable in the page; longer data are compressed
 FORMAT = 1
@@ -45,7 +46,10 @@ def page_data(data: ReportData) -> dict[str, Any]:
         "unseen": RANGES,
         "formula": FORMULA,
         "facts": [[f.section, f.name, f.value] for f in data.facts],
-        "tables": [_jsonable(asdict(table)) for table in data.tables],
+        "tables": [
+            {**_jsonable(asdict(table)), "rows": [[words.cell(c) for c in row] for row in table.rows]}
+            for table in data.tables
+        ],
         "rows": _pack_rows(data.rows),
         "queries": [_pack_query(query, data) for query in data.queries],
     }
@@ -94,7 +98,7 @@ def _pack_query(query: QueryReport, data: ReportData) -> dict[str, Any]:
         **_jsonable({f: getattr(query, f) for f in ("id", "view", "text", "label", "source", "location")}),
         **_jsonable({f: getattr(query, f) for f in ("answer", "concentration", "warnings", "lexical", "sources")}),
         "distribution": _jsonable(query.distribution),
-        "layers": _jsonable(query.layers),
+        "layers": _pack_layers(query.layers),
         "parts": _utf16(query.text, query.parts),
         "ranking": _pack_ranking(query.ranking),
         "query_tokens": _pack_tokens(query.text, query.query_tokens) if query.query_tokens else None,
@@ -104,12 +108,19 @@ def _pack_query(query: QueryReport, data: ReportData) -> dict[str, Any]:
     }
 
 
+def _pack_layers(sums: LayerSums | None) -> dict[str, Any] | None:
+    if sums is None:
+        return None
+    rows = {str(row): [short(x, 3) for x in scores] for row, scores in sums.rows.items()}
+    return {"proponents": _jsonable(sums.proponents), "opponents": _jsonable(sums.opponents), "rows": rows}
+
+
 def _pack_ranking(ranking: Ranking) -> dict[str, Any]:
     lines = ranking.lines
     return {
         "row": [line.row for line in lines],
         "rank": [line.rank for line in lines],
-        "score": [short(line.score, 5) for line in lines],
+        "score": [short(line.score, 4) for line in lines],
         "lexical": [short(line.lexical, 3) for line in lines],
         "lexical_rank": [line.lexical_rank for line in lines],
         "spurious": [line.row for line in lines if line.spurious],

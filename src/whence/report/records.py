@@ -112,7 +112,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All listed lines, best first. ``complete`` is False for a streamed top-k: masses then cover the kept rows only."""
+    """All listed lines, best first. ``complete`` is False for a streamed top-k, whose masses cover the kept rows."""
 
     lines: tuple[Line, ...]
     scored: int

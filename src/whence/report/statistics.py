@@ -165,15 +165,17 @@ def total_by_source(
         seed: of the resampling (rows within a source, the same draw for every query).
         samples: how many resamples.
     """
-    moved, names = np.nan_to_num(effects).astype(np.float64), np.asarray(sources, dtype=object)
+    moved = np.nan_to_num(effects).astype(np.float64)
+    members: dict[str, list[int]] = {}  # not an array of names: NumPy drops NUL at the end of a text when it compares
+    for n, name in enumerate(sources):
+        members.setdefault(name, []).append(n)
     strongest = np.argsort(-moved, axis=1, kind="stable")[:, :100]
     in_top = np.zeros(moved.shape, dtype=bool)
     np.put_along_axis(in_top, strongest, True, axis=1)
     in_top &= moved > 0
     generator = np.random.default_rng(seed)
     found: list[list[SourceTotal]] = [[] for _ in moved]
-    for name in sorted(set(sources)):
-        at = np.flatnonzero(names == name)
+    for name, at in sorted(members.items()):
         drawn = generator.multinomial(len(at), np.full(len(at), 1.0 / len(at)), samples) @ moved[:, at].T
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
         for q, line in enumerate(found):

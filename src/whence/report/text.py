@@ -5,6 +5,7 @@ Data reach the console only inside ``rich.text.Text`` after ``visible``; no stri
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -77,7 +78,7 @@ def _question(query: QueryReport) -> Text:
     text = query.text if len(query.text) <= 600 else query.text[:600] + " …"
     responses = [(a, b) for kind, a, b in query.parts if kind in {"completion", "assistant", "response", "output"}]
     cuts = sorted({0, len(text), *(min(x, len(text)) for pair in responses for x in pair)})
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         strong = not responses or any(start <= a and b <= end for start, end in responses)
         shown.append_text(_plain(text[a:b], "bold" if strong else "dim"))
     if query.label:
@@ -86,33 +87,31 @@ def _question(query: QueryReport) -> Text:
 
 
 def _line(data: ReportData, line: Line, colour: str, width: int) -> Grid:
+    """Two or three lines: numbers; where the row is; how it begins."""
     row = data.rows[line.row]
-    numbers = f"{words.signed(line.removal_effect)} nats  {words.percent(line.share)} of its side"
+    numbers = f"{words.signed(line.removal_effect)} nats   {words.percent(line.share)} of its side"
     if line.lexical is not None:
-        numbers += f"  words #{line.lexical_rank}" if line.lexical_rank else "  no shared word"
-    where = visible(calm(row.id), one_line=True)
-    place = visible(calm(row.location or row.source), one_line=True)
-    if place and place != where:
-        where += f"  {place}"
-    if row.status != "scored":
-        where += f"  ({visible(row.status, one_line=True)})"
+        numbers += f"   words #{line.lexical_rank:,}" if line.lexical_rank else "   no shared word"
+    where = [row.id, row.location or row.source, row.status if row.status != "scored" else ""]
     grid = Grid.grid(padding=(0, 1), pad_edge=False)
     grid.add_column(width=6, justify="right")
     grid.add_column(width=max(20, width - 8), overflow="fold")
-    grid.add_row(Text(f"{line.rank:,}", style="dim"), Text.assemble((numbers, colour), "  ", (where, "dim")))
-    text = row.text if len(row.text) <= EXCERPT else row.text[:EXCERPT] + " …"
+    grid.add_row(Text(f"{line.rank:,}", style="dim"), Text(numbers, style=colour))
+    grid.add_row("", _plain("  ".join(part for part in where if part), "dim"))
+    text = row.text if len(row.text) <= EXCERPT else row.text[:EXCERPT].rstrip() + " …"
     if text:
         grid.add_row("", _plain(text))
     return grid
 
 
 def _print_table(table: Table, console: Console) -> None:
-    grid = Grid(title=_plain(table.title, "bold"), title_justify="left", box=None, pad_edge=False)
+    grid = Grid(box=None, pad_edge=False, padding=(0, 2))
     for n, column in enumerate(table.columns):
         grid.add_column(_plain(column, "dim"), justify="left" if n == 0 else "right")
     for row in table.rows:
-        grid.add_row(*(_plain(words.number(c) if isinstance(c, float) else str(c)) for c in row))
+        grid.add_row(*(_plain(words.cell(c)) for c in row))
     console.print()
+    console.print(_plain(table.title, "bold"))
     console.print(grid)
     if table.note:
         console.print(_plain(table.note, "dim"))

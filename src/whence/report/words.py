@@ -28,7 +28,7 @@ _SECTION_OF = {
     "time": "times", "seconds": "times", "memory": "times", "started": "times", "finished": "times",
     "version": "versions", "platform": "versions", "machine": "versions",
 }  # fmt: skip
-_LIST_MOST = 12
+_LIST_MOST = 8
 
 
 def method_name(about: Mapping[str, Any]) -> str:
@@ -53,6 +53,13 @@ def number(value: float, digits: int = 3) -> str:
         return f"{value:.{digits - 1}e}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
+
+
+def cell(value: Any) -> str:
+    """One cell of an extra table: fractions with two or three decimals, so that a column lines up."""
+    if isinstance(value, float) and math.isfinite(value):
+        return number(value) if abs(value) >= 100 else f"{value:.3f}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
+    return "–" if value is None else _value(value)
 
 
 def signed(value: float) -> str:
@@ -120,14 +127,10 @@ def concentration(ranking: Ranking, spread: Distribution | None) -> str:
     half = f"half of it sits in {spread.half_in:,} row{'s' if spread.half_in != 1 else ''}"
     said = f"{strongest} {percent(spread.top_10)} of {among}; {half}."
     if ranking.complete:
-        said += f" The median row moves the loss by {_near_zero(spread, ranking)}."
+        largest = max(abs(line.removal_effect) for line in ranking.lines)
+        flat = abs(spread.median) < 1e-2 * largest
+        said += f" The median row moves the loss by {'almost nothing' if flat else signed(spread.median) + ' nats'}."
     return said
-
-
-def _near_zero(spread: Distribution, ranking: Ranking) -> str:
-    largest = max(abs(line.removal_effect) for line in ranking.lines)
-    small = abs(spread.median) < 1e-2 * largest
-    return f"{'almost nothing: ' if small else ''}{signed(spread.median)} nats"
 
 
 def trust(about: Mapping[str, Any]) -> Trust:
@@ -142,7 +145,7 @@ def trust(about: Mapping[str, Any]) -> Trust:
         return Trust("validated", f"{validation.rstrip('.')}.{tail}")
     return Trust(
         "not validated",
-        "Nobody has compared these scores with retraining this model. Take the order as a lead for reading, "
+        "Nobody has compared these scores with retraining this model: read the order as a lead, "
         f"not as a measurement.{tail}",
     )
 
@@ -204,8 +207,9 @@ def _section(key: str) -> str:
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
+        bare = name.lower() in _SECTIONS  # the section's title says it already
         for key, inner in value.items():
-            yield from _flatten(f"{name} · {key}", inner)
+            yield from _flatten(str(key) if bare else f"{name} · {key}", inner)
     else:
         yield name.replace("_", " "), _value(value)
 
@@ -219,5 +223,5 @@ def _value(value: Any) -> str:
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, list | tuple):
         shown = ", ".join(_value(v) for v in value[:_LIST_MOST])
-        return shown + (f" … ({len(value) - _LIST_MOST:,} more)" if len(value) > _LIST_MOST else "")
+        return shown if len(value) <= _LIST_MOST else f"{len(value):,}: {shown} …"
     return str(value)

@@ -35,7 +35,7 @@ function decades(low, high) {
 }
 function tiny(value) {
   const size = Math.abs(value);
-  if (size >= 1e-3 && size < 1e5) return String(+value.toPrecision(2));
+  if (size >= 1e-3 && size < 1e5) return (+value.toPrecision(2)).toLocaleString("en-US", { maximumFractionDigits: 6 });
   return value.toExponential(0).replace("e-", "e\u2212").replace("e+", "e");
 }
 
@@ -57,11 +57,9 @@ function drawHistogram(spread) {
     const side = (bins - 1) / 2;
     if (bins > 1) {
       const at = (i, text) => add(canvas, label(left + i * step, base + 16, text));
-      const shown = width > 420 ? [side / 4, side / 2, 3 * side / 4] : [side / 2];
-      for (const i of shown) {
-        at(Math.round(i), tiny(spread.edges[Math.round(i)]).replace("-", "\u2212"));
-        at(bins - Math.round(i), "+" + tiny(spread.edges[bins - Math.round(i)]));
-      }
+      const largest = spread.edges.at(-1), where = (v) => side + 1 + side * (1 + Math.log10(v / largest) / 4);
+      const shown = decades(largest * 1e-4, largest).filter((v) => where(v) - side > 3).filter((_, i, all) => width > 420 || (all.length - i) % 2);
+      for (const v of shown) { at(where(v), "+" + tiny(v)); at(bins - where(v), "\u2212" + tiny(v)); }
       at(side + 0.5, "0");
     }
     add(canvas, label(left, height - 6, "\u25bc against", "start", "tick opp-text"), label(width - right, height - 6, "for \u25b2", "end", "tick pro-text"),
@@ -72,7 +70,7 @@ function drawHistogram(spread) {
 function drawCurve(points, options) {
   const { logX, logY, xLabel, yLabel, xMin, xMax, yMin, yMax, xTicks, yTicks, fit, diagonal, half } = options;
   return (canvas, width, height) => {
-    const left = 48, right = 12, top = 10, bottom = 40;
+    const left = 48, right = 22, top = yLabel ? 26 : 10, bottom = 40;
     const scale = (v, low, high, log) => log ? Math.log(v / low) / Math.log(high / low || 2) : (v - low) / (high - low || 1);
     const X = (v) => left + (width - left - right) * scale(v, xMin, xMax, logX);
     const Y = (v) => height - bottom - (height - top - bottom) * scale(v, yMin, yMax, logY);
@@ -90,7 +88,7 @@ function drawCurve(points, options) {
     if (points.length <= 70) for (const [x, y] of points) add(canvas, el("circle", { cx: X(x), cy: Y(y), r: 2, class: "dot" }));
     if (fit) add(canvas, rule(X(fit[0][0]), Y(fit[0][1]), X(fit[1][0]), Y(fit[1][1]), "fit"));
     if (half) add(canvas, rule(X(half), Y(0.5), X(half), height - bottom, "dashed"), el("circle", { cx: X(half), cy: Y(0.5), r: 4, class: "point" }));
-    add(canvas, label((left + width - right) / 2, height - 6, xLabel), label(6, top + 2, yLabel, "start", "tick unit"));
+    add(canvas, label((left + width - right) / 2, height - 6, xLabel), label(2, 12, yLabel, "start", "tick unit"));
   };
 }
 

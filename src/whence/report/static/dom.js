@@ -90,7 +90,8 @@ function tellers(sign) {
 
 /* One text with its parts (prompt, completion ...) and, if there, its token tint. Ranges are UTF-16 units. */
 function richText(tag, className, text, options) {
-  const { parts = [], tokens = null, scale = 1, from = 0, to = text.length } = options || {};
+  const { tokens = null, scale = 1, from = 0, to = text.length } = options || {};
+  const parts = trimmed((options && options.parts) || [], text);
   const node = el(tag, { class: className, dir: "auto" });
   const cuts = new Set([from, to]);
   const inside = (n) => { if (n > from && n < to) cuts.add(n); };
@@ -112,6 +113,14 @@ function richText(tag, className, text, options) {
     add(node, piece || dataNodes(text.slice(a, b)));
   }
   return node;
+}
+
+/* Parts without the blanks at their edges, so that underlining starts at a word. */
+function trimmed(parts, text) {
+  return parts.map(([kind, a, b]) => {
+    const piece = text.slice(a, b);
+    return [kind, a + piece.length - piece.trimStart().length, b - piece.length + piece.trimEnd().length];
+  }).filter(([, a, b]) => a < b);
 }
 
 const RESPONSES = new Set(["completion", "assistant", "response", "output", "answer", "chosen"]);

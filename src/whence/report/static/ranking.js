@@ -1,7 +1,7 @@
 "use strict";
-/* The ranked rows: filter, sort, open, compare, select, export. Lines are drawn a page at a time as one scrolls. */
+/* The ranked rows: filter, sort, open, compare, select, export. Lines are drawn a page at a time. */
 
-const PAGE = 100;
+const PAGE = 50, MORE = 200;
 const SORTS = {
   rank: { title: "#", help: "Rank among all scored rows; 1 supports most", value: (l) => l.rank, up: true },
   text: { title: "Training row", help: "Text, id, source and place", value: (l) => DATA.rows.id[l.row], up: true },
@@ -130,7 +130,7 @@ function tellShown() {
 
 function drawMore(upTo) {
   const body = document.getElementById("lines");
-  const end = Math.min(VIEW.list.length, upTo ?? VIEW.drawn + PAGE);
+  const end = Math.min(VIEW.list.length, upTo ?? VIEW.drawn + (VIEW.drawn ? MORE : PAGE));
   const parts = document.createDocumentFragment();
   const largest = Math.max(...DATA.queries[VIEW.q].ranking.score.slice(0, 1).concat(DATA.queries[VIEW.q].ranking.score.slice(-1)).map(Math.abs), 1e-300);
   for (; VIEW.drawn < end; VIEW.drawn++) parts.append(...lineNodes(VIEW.list[VIEW.drawn], largest));
@@ -139,12 +139,9 @@ function drawMore(upTo) {
   const left = VIEW.list.length - VIEW.drawn;
   more.replaceChildren();
   if (!VIEW.list.length) add(more, el("p", { class: "note" }, "No row fits these filters."));
-  if (left > 0) {
-    const button = el("button", { type: "button", class: "button", onclick: () => drawMore() }, `Show ${Math.min(PAGE, left)} more of ${count(left)}`);
-    add(more, button);
-    const watch = new IntersectionObserver((seen) => { if (seen.some((s) => s.isIntersecting)) { watch.disconnect(); drawMore(); } }, { rootMargin: "600px" });
-    watch.observe(button);
-  }
+  if (left > MORE) add(more, el("button", { type: "button", class: "button", onclick: () => drawMore() }, `Show ${MORE} more`));
+  const many = Math.min(left, 1000);
+  if (left > 0) add(more, el("button", { type: "button", class: "button", onclick: () => drawMore(VIEW.drawn + many) }, many === left ? `Show all ${count(VIEW.list.length)}` : "Show 1,000 more"));
 }
 
 function lineNodes(line, largest) {
@@ -190,9 +187,20 @@ function excerpt(row, most, tag) {
 
 function metaLine(line) {
   const r = DATA.rows, row = line.row, source = r.sources[r.source[row]];
-  const badges = [r.status[row] !== "scored" && ["warn", r.status[row]], r.group[row] && ["", "same text: " + r.group[row]], line.spurious && ["warn", "one token dominates"], r.label[row] && ["", "label " + r.label[row]]];
   return el("span", { class: "meta" }, said("span", "id", r.id[row]), source && said("span", "", source), r.location[row] && said("span", "place", r.location[row]),
-    r.status[row] === "scored" && el("span", {}, "scored"), badges.filter(Boolean).map(([kind, text]) => said("span", "badge " + kind, text)));
+    r.status[row] === "scored" && el("span", {}, "scored"), badges(line));
+}
+
+function badges(line, brief) {
+  const r = DATA.rows, row = line.row, same = r.group[row] ? sameRows(r.group[row]).length : 0;
+  return [r.status[row] !== "scored" && ["warn", r.status[row]], same > 1 && ["", brief ? `\u00d7${same}` : `one of ${same} alike`], line.spurious && ["warn", "one token dominates"], r.label[row] && ["", "label " + r.label[row]]]
+    .filter(Boolean).map(([kind, text]) => said("span", "badge " + kind, text, text.startsWith("\u00d7") ? { title: `one of ${same} rows with the same text` } : {}));
+}
+
+let GROUPS = null;
+function sameRows(group) {
+  if (!GROUPS) { GROUPS = new Map(); DATA.rows.group.forEach((g, i) => { if (g) GROUPS.set(g, [...(GROUPS.get(g) || []), i]); }); }
+  return GROUPS.get(group) || [];
 }
 
 function toggleLine(row, force) {
@@ -285,8 +293,9 @@ function tokenScale(query, tokens) {
 function sameText(row) {
   const group = DATA.rows.group[row];
   if (!group) return null;
-  const others = DATA.rows.group.map((g, i) => (g === group && i !== row ? i : -1)).filter((i) => i >= 0);
-  return el("div", {}, el("h4", {}, "Same text"), el("p", { class: "ids" }, others.slice(0, 12).map((i) => said("span", "id", DATA.rows.id[i]))));
+  const others = sameRows(group).filter((i) => i !== row);
+  if (!others.length) return null;
+  return el("div", {}, el("h4", {}, "Rows with (nearly) the same text"), el("p", { class: "ids" }, others.slice(0, 12).map((i) => said("span", "id", DATA.rows.id[i]))));
 }
 
 function otherQuestions(row) {

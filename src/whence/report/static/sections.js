@@ -39,7 +39,7 @@ function verdicts(query) {
       el("p", { class: "big" }, `${query.lexical.overlap} of ${query.lexical.of}`), shareBar(query.lexical.overlap / query.lexical.of), el("p", {}, query.lexical.sentence)));
   }
   const sure = DATA.trust.level === "validated";
-  add(list, el("div", { class: "verdict" + (sure ? "" : " unsure") }, el("h2", {}, "How far to trust it"), el("p", { class: "big word" }, sure ? "Validated" : "Not validated"), said("p", "", DATA.trust.sentence)));
+  add(list, el("div", { class: "verdict" + (sure ? "" : " unsure") }, el("h2", {}, "How far to trust it"), el("p", { class: "big" }, sure ? "Validated" : "Not validated"), sure ? shareBar(1) : el("div", { class: "dashes", "aria-hidden": "true" }), said("p", "", DATA.trust.sentence)));
   return list;
 }
 
@@ -57,20 +57,20 @@ function strongest(query, sign) {
   const side = tellers(sign), lines = linesOf(VIEW.q).filter((line) => line.score * sign > 0);
   const top = sign > 0 ? lines.slice(0, 5) : lines.slice(-5).reverse();
   const largest = Math.abs(top[0]?.score || 1);
-  const node = el("div", { class: "side " + side.className }, el("h2", {}, el("span", { class: "arrow", "aria-hidden": "true" }, side.arrow + " "), sign > 0 ? "Strongest proponents" : "Strongest opponents"),
-    el("p", { class: "note" }, sign > 0 ? "Without these rows the answer would be less likely." : "Without these rows the answer would be more likely."));
+  const node = el("div", { class: "side " + side.className }, el("div", { class: "side-head" }, el("h2", {}, el("span", { class: "arrow", "aria-hidden": "true" }, side.arrow + " "), sign > 0 ? "Strongest proponents" : "Strongest opponents"),
+    el("p", { class: "note" }, sign > 0 ? "Without these rows the answer would be less likely." : "Without these rows the answer would be more likely.")));
   if (!top.length) return add(node, el("p", { class: "note" }, "There is none."));
   return add(node, el("ol", { class: "cards" }, top.map((line) => card(line, side, largest))));
 }
 
 function card(line, side, largest) {
-  const width = 100 * Math.abs(line.score) / largest;
+  const r = DATA.rows, width = 100 * Math.abs(line.score) / largest;
+  const words = line.lexical === null ? "" : line.lexicalRank ? ` \u00b7 words #${count(line.lexicalRank)}` : " \u00b7 no shared word";
   return el("li", { class: "card" },
-    el("p", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " nats")),
-      el("span", { class: "quiet" }, percent(line.share) + (side.className === "pro" ? " of support" : " of opposition"))),
+    el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " nats")), said("span", "id", r.id[line.row]),
+      said("span", "place", r.location[line.row] || r.sources[r.source[line.row]]), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
     el("svg", { class: "cardbar", viewBox: "0 0 100 3", preserveAspectRatio: "none", "aria-hidden": "true" }, bar(0, 0, width, 3, "fill-" + side.className)),
-    el("button", { type: "button", class: "plain card-open", "aria-label": "Open row " + DATA.rows.id[line.row] + " in the list", onclick: () => goTo(line.row) }, excerpt(line.row, 280, "span")),
-    metaLine(line), line.lexical !== null && el("p", { class: "quiet words-line" }, line.lexicalRank ? `words in common: rank ${count(line.lexicalRank)}` : "no word in common"));
+    el("button", { type: "button", class: "plain card-open", "aria-label": "Open row " + r.id[line.row] + " in the list", onclick: () => goTo(line.row) }, excerpt(line.row, 280, "span")));
 }
 
 function spreadSection() {
@@ -83,13 +83,13 @@ function spreadSection() {
   add(charts, figure("All scores", `${plural(of.proponents, "row")} for, ${count(of.opponents)} against; median ${signed(spread.median)} nats.`, drawHistogram(spread)));
   add(charts, figure("How many rows carry how much", `Half of the positive influence sits in ${plural(spread.half_in, "row")}; the strongest 1 % of rows carry ${percent(spread.top_1_percent)}.`,
     drawCurve(spread.cumulative, { logX: true, xMin: 1, xMax: Math.max(2, n), yMin: 0, yMax: 1, xTicks: powers(1, Math.max(2, n)), yTicks: shares, xLabel: "strongest proponents taken together", yLabel: "", half: spread.half_in })));
-  const low = Math.max(spread.survival.at(-1)[0], spread.survival[0][0] * 1e-5), high = spread.survival[0][0], tail = spread.tail;
-  const points = spread.survival.filter(([x]) => x >= low), least = Math.min(...points.map((p) => p[1]));
+  const tail = spread.tail, points = spread.survival.filter(([, share]) => share <= 0.95);
+  const high = spread.survival[0][0], low = points.length ? points.at(-1)[0] : high, least = Math.min(...points.map((p) => p[1]));
   if (tail && points.length > 2) {
     const at = tail.count / n, end = Math.min(high, tail.minimum * (least / at) ** (-1 / (tail.exponent - 1)));
     const fit = [[tail.minimum, at], [end, at * (end / tail.minimum) ** (1 - tail.exponent)]];
     add(charts, figure("The tail", `Power law with exponent ${tail.exponent.toFixed(2)} fitted to the ${tail.count} strongest; ${tail.p_value < 0.1 ? "the fit is poor" : "the data do not rule it out"} (KS p = ${tail.p_value.toFixed(2)}).`,
-      drawCurve(points, { logX: true, logY: true, xMin: low, xMax: high, yMin: least, yMax: 1, xTicks: powers(low, high), yTicks: powers(least, 1), xLabel: "effect in nats", yLabel: "share of proponents at least this strong", fit })));
+      drawCurve(points, { logX: true, logY: true, xMin: low, xMax: high, yMin: least, yMax: 1, xTicks: powers(low, high), yTicks: powers(least, 1), xLabel: "at least this effect, nats", yLabel: "share of proponents", fit })));
   }
   add(charts, figure("Inequality", `Gini ${spread.gini.toFixed(2)}: 0 means that all proponents count alike, 1 that one has everything.`,
     drawCurve(spread.lorenz, { xMin: 0, xMax: 1, yMin: 0, yMax: 1, xTicks: shares, yTicks: shares, xLabel: "proponents, weakest first", yLabel: "", diagonal: true })));
@@ -116,9 +116,9 @@ function layersSection() {
 function sourcesSection() {
   const sources = DATA.queries[VIEW.q].sources;
   if (!sources.length) return null;
-  const items = sources.slice(0, 30).map((s) => ({ name: s.source || "(no name)", value: s.total, low: s.low, high: s.high, tip: `${s.source}: ${plural(s.rows, "row")}, ${s.top_100} of the 100 strongest proponents` }));
+  const items = sources.slice(0, 30).map((s) => ({ name: s.source || "(no name)", value: s.total, low: s.rows > 1 ? s.low : undefined, high: s.rows > 1 ? s.high : undefined, tip: `${s.source}: ${plural(s.rows, "row")}, ${s.top_100} of the 100 strongest proponents` }));
   const table = el("table", { class: "small" }, el("caption", { class: "unseen" }, "Totals by source"), el("thead", {}, el("tr", {}, ["Source", "Rows", "Total, nats", "95 % interval", "Of the top 100"].map((t, i) => el("th", { scope: "col", class: i ? "num" : "" }, t)))),
-    el("tbody", {}, sources.slice(0, 30).map((s) => el("tr", {}, said("th", "", s.source || "(no name)", { scope: "row" }), el("td", { class: "num" }, count(s.rows)), el("td", { class: "num" }, signed(s.total)), el("td", { class: "num" }, `${signed(s.low)} to ${signed(s.high)}`), el("td", { class: "num" }, count(s.top_100))))));
+    el("tbody", {}, sources.slice(0, 30).map((s) => el("tr", {}, said("th", "", s.source || "(no name)", { scope: "row" }), el("td", { class: "num" }, count(s.rows)), el("td", { class: "num" }, signed(s.total)), el("td", { class: "num" }, s.rows > 1 ? `${signed(s.low)} to ${signed(s.high)}` : "one row"), el("td", { class: "num" }, count(s.top_100))))));
   return el("section", { id: "sources", "aria-labelledby": "sources-title" }, el("h2", { id: "sources-title" }, "Which sources it comes from"),
     el("p", { class: "note" }, "Summed effect of all rows of a source, with a 95 % bootstrap interval over its rows. Sums over many rows are only first-order estimates."),
     el("div", { class: "two" }, figure("Total effect by source", "", drawBars(items, signed), items.length * 24 + 6), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Totals by source" }, table)));
@@ -145,7 +145,7 @@ function questionsSection() {
 function tablesSections() {
   return DATA.tables.map((t) => el("section", { class: "extra" }, said("h2", "", t.title), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t.title }, el("table", { class: "small" },
     el("thead", {}, el("tr", {}, t.columns.map((name, i) => said("th", i ? "num" : "", name, { scope: "col" })))),
-    el("tbody", {}, t.rows.map((cells) => el("tr", {}, cells.map((cell, i) => said(i ? "td" : "th", i ? "num" : "", typeof cell === "number" ? number(cell) : String(cell ?? "–"), i ? {} : { scope: "row" }))))))), t.note && said("p", "note", t.note)));
+    el("tbody", {}, t.rows.map((cells) => el("tr", {}, cells.map((cell, i) => said(i ? "td" : "th", i ? "num" : "", cell, i ? {} : { scope: "row" }))))))), t.note && said("p", "note", t.note)));
 }
 
 function provenanceSection() {

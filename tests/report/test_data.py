@@ -1,0 +1,204 @@
+"""The numbers of the report against plain NumPy, and its sentences against the numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from whence.report import Extras, Table, TokenScores, report_data
+from whence.report.data import arrange_layers, locate_parts
+from whence.report.pack import page_data
+
+
+def test_every_line_is_the_score(scores):
+    data = report_data(scores)
+    for q, query in enumerate(data.queries):
+        values, lexical = scores.row(q), scores.lexical[q]
+        known = values[np.isfinite(values)]
+        assert len(query.ranking.lines) == len(known) == query.ranking.scored
+        assert [line.rank for line in query.ranking.lines] == list(range(1, len(known) + 1))
+        for line in query.ranking.lines:
+            n = scores.train_ids.index(data.rows[line.row].id)
+            side = known[known > 0].sum() if values[n] > 0 else known[known < 0].sum()
+            assert line.score == values[n]
+            assert line.removal_effect == pytest.approx(values[n] / scores.n_train, rel=1e-12)
+            assert line.share == pytest.approx(values[n] / side, rel=1e-12)
+            assert line.percentile == pytest.approx(100 * (known < values[n]).sum() / (len(known) - 1), abs=1e-9)
+            assert line.lexical == pytest.approx(lexical[n])
+            positive = lexical[np.isfinite(values)]
+            assert (line.lexical_rank is None) == (lexical[n] == 0)
+            if line.lexical_rank:
+                assert line.lexical_rank == 1 + (positive > lexical[n]).sum()
+        assert [data.rows[x.row].id for x in query.ranking.top(5)] == [r.train_id for r in scores.proponents(q, 5)]
+        assert [data.rows[x.row].id for x in query.ranking.bottom(5)] == [r.train_id for r in scores.opponents(q, 5)]
+
+
+def test_the_unscored_row_is_left_out_and_counted(scores):
+    data = report_data(scores)
+    listed = {data.rows[line.row].id for query in data.queries for line in query.ranking.lines}
+    assert "row-005" not in listed
+    assert data.unscored == 1
+    assert [(x.id, x.code) for x in data.quarantine] == [("row-005", "no_loss_tokens")]
+    assert any("1 row could not be used" in said for said in data.limits)
+
+
+def test_top_k_counts_opponents_from_the_end(make):
+    full = make(n=60)
+    k = 5
+    columns = np.stack(
+        [
+            np.r_[np.argsort(-np.nan_to_num(v, nan=-np.inf))[:k], np.argsort(np.nan_to_num(v, nan=np.inf))[:k]]
+            for v in full.values
+        ]
+    )
+    take = np.take_along_axis
+    cut = full.with_(
+        values=take(full.values, columns, 1),
+        columns=columns,
+        lexical=take(full.lexical, columns, 1),
+        per_layer=take(full.per_layer, columns[:, :, None], 1),
+    )
+    data, whole = report_data(cut), report_data(full)
+    for query, reference in zip(data.queries, whole.queries, strict=True):
+        assert not query.ranking.complete
+        ranks = {whole.rows[x.row].id: x.rank for x in reference.ranking.lines}
+        assert [(data.rows[x.row].id, x.rank) for x in query.ranking.lines] == [
+            (data.rows[x.row].id, ranks[data.rows[x.row].id]) for x in query.ranking.lines
+        ]
+        assert len(query.ranking.lines) == 2 * k
+        row = query.ranking.lines[0].row
+        assert sum(query.layers.rows[row]) == pytest.approx(query.ranking.lines[0].score)
+    assert any("Only the strongest rows were kept" in said for said in data.limits)
+    json.dumps(page_data(data), allow_nan=False)
+
+
+def test_a_large_table_keeps_both_ends(make):
+    scores = make(n=500, queries=2)
+    data = report_data(scores, extras=Extras(max_cells=200))
+    ranking = data.queries[0].ranking
+    assert len(ranking.lines) == 100
+    assert ranking.unlisted == 399
+    assert ranking.lines[0].rank == 1 and ranking.lines[-1].rank == 499 == ranking.scored
+
+
+def test_layers_add_up(scores):
+    data = report_data(scores)
+    for query in data.queries:
+        assert sum(query.layers.proponents) == pytest.approx(1)
+        assert sum(query.layers.opponents) == pytest.approx(1)
+        for line in query.ranking.top(5):
+            assert sum(query.layers.rows[line.row]) == pytest.approx(line.score)
+    assert data.grid.depths == ("0", "1")
+    assert data.grid.kinds == ("mlp.up_proj", "self_attn.q_proj")
+    assert data.grid.cells == ((0, 1), (2, 3))
+
+
+def test_names_without_depth_have_no_grid():
+    assert arrange_layers(["encoder", "head"]) is None
+    assert arrange_layers([]) is None
+    assert arrange_layers(["h.0.a", "h.1.b"]).cells == ((0, -1), (-1, 1))
+
+
+def test_parts_are_found_in_order():
+    assert locate_parts("ab ab", (("x", "ab"), ("y", "ab"))) == (("x", 0, 2), ("y", 3, 5))
+    assert locate_parts("ab", (("x", "zz"), ("y", "b"))) == (("y", 1, 2),)
+    assert locate_parts("abc", (("x", "ab"), ("y", "cdef"))) == (("x", 0, 2), ("y", 2, 3))  # the text was cut
+
+
+def test_bm25_alone_is_called_out(make):
+    scores = make()
+    data = report_data(scores.with_(lexical=np.nan_to_num(np.maximum(scores.values, 0)).astype(np.float32)))
+    assert data.queries[0].lexical.level == "explains"
+    assert data.queries[0].lexical.overlap == 10
+    assert any("Word overlap alone explains" in w for w in data.queries[0].warnings)
+    data = report_data(scores.with_(lexical=np.nan_to_num(np.maximum(-scores.values, 0)).astype(np.float32)))
+    assert data.queries[0].lexical.level == "little"
+    assert not any("Word overlap" in w for w in data.queries[0].warnings)
+
+
+def test_trust_needs_evidence(make):
+    assert report_data(make()).trust.level == "not validated"
+    assert "50 %" in report_data(make()).trust.sentence
+    for nothing in ({}, "", None, "not validated", "Not validated yet"):
+        assert report_data(make(about={"validation": nothing})).trust.level == "not validated"
+    data = report_data(make(about={"validation": {"LDS": 0.41}}))
+    assert data.trust.level == "validated" and "LDS 0.41" in data.trust.sentence
+
+
+def test_same_texts_are_grouped(make):
+    scores = make()
+    best = [r.train_id for r in scores.proponents(0, 2)]
+    rows = dict(scores.train_rows)
+    rows[best[1]] = rows[best[0]].__class__(best[1], rows[best[0]].text.upper() + "  ")
+    data = report_data(scores.with_(train_rows=rows))
+    first, second = (next(r for r in data.rows if r.id == b) for b in best)
+    assert first.group and first.group == second.group
+    assert any("have the same text" in w for w in data.queries[0].warnings)
+
+
+def test_one_dominating_token_is_flagged(scores):
+    best = scores.proponents(0, 2)
+    spans = tuple((i, i + 1) for i in range(10))
+    spiky, flat = (10.0,) + (0.01,) * 9, (1.0,) * 10
+    tokens = {
+        ("q-0", best[0].train_id): [TokenScores(spans, spiky)],
+        ("q-0", best[1].train_id): [TokenScores(spans, flat)],
+    }
+    lines = report_data(scores, extras=Extras(tokens=tokens)).queries[0].ranking.lines
+    assert [line.spurious for line in lines[:3]] == [True, False, False]
+
+
+def test_without_texts_words_or_layers(make):
+    bare = make(train_rows={}, query_rows={}, lexical=None, per_layer=None, layers=(), self_influence=None, about={})
+    data = report_data(bare)
+    assert data.queries[0].lexical is None and data.queries[0].layers is None and data.grid is None
+    assert data.rows[0].text == ""
+    json.dumps(page_data(data), allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, 1.0, -1.0])
+def test_degenerate_scores_still_make_a_report(make, value):
+    scores = make(values=np.full((3, 40), value), per_layer=None)
+    data = report_data(scores)
+    assert data.queries[0].answer
+    assert data.queries[0].concentration
+    json.dumps(page_data(data), allow_nan=False)
+
+
+def test_a_single_query_and_row(make):
+    data = report_data(make(n=40, queries=1))
+    assert data.similarity is None
+
+
+def test_offsets_are_utf16_on_the_page(make):
+    scores = make()
+    best = scores.proponents(0, 1)[0].train_id
+    text = "😀 é東 x"
+    rows = dict(scores.train_rows)
+    rows[best] = rows[best].__class__(best, text, spans=(("prompt", "😀"), ("completion", " é東 x")))
+    tokens = {("q-0", best): [TokenScores(((0, 1), (2, 3), (3, 4)), (1.0, 2.0, 3.0))]}
+    data = report_data(scores.with_(train_rows=rows), extras=Extras(tokens=tokens))
+    page = page_data(data)
+    at = page["rows"]["id"].index(best)
+    units = text.encode("utf-16-le")
+    shown = [units[2 * a : 2 * b].decode("utf-16-le") for a, b in page["queries"][0]["tokens"][str(at)][0]["spans"]]
+    assert shown == ["😀", "é", "東"]
+    assert [units[2 * a : 2 * b].decode("utf-16-le") for _, a, b in page["rows"]["parts"][at]] == ["😀", " é東 x"]
+
+
+def test_other_methods_stand_beside(scores):
+    other = scores.with_(values=-scores.values, about={"method": "identity"})
+    data = report_data(scores, extras=Extras(rankings={"gradient dot": other}))
+    assert [(q.id, q.view) for q in data.queries[:1] + data.queries[3:4]] == [("q-0", "EK-FAC"), ("q-0", "gradient dot")]
+    assert data.queries[0].ranking.lines[0].row == data.queries[3].ranking.lines[-1].row
+
+
+def test_sentences_name_the_best_rows(scores):
+    data = report_data(scores, extras=Extras(tables=[Table("t", ("a",), ((1.0,),))]))
+    for q, query in enumerate(data.queries):
+        assert scores.proponents(q, 1)[0].train_id in query.answer
+        assert scores.opponents(q, 1)[0].train_id in query.answer
+        assert "response" in query.answer
+    assert data.summary.startswith("EK-FAC influence of 39 training rows on 3 questions to the model tiny")
