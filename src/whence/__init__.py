@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# No name here may equal that of a module of whence (``report``, ``check`` ...): importing the module would overwrite it.
+# No name may equal that of a module of whence (``report``, ``check`` ...): importing the module would overwrite it.
 _HOMES = {
     "attribute": "whence.api",
     "load": "whence.api",
@@ -49,7 +49,21 @@ _HOMES = {
     "WhenceError": "whence.errors",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "Batch",
+    "Method",
+    "Scores",
+    "Task",
+    "TraceOptions",
+    "WhenceError",
+    "__version__",
+    "absolute",
+    "attribute",
+    "factored",
+    "load",
+    "relative",
+    "self_influence",
+]
 
 
 def __getattr__(name: str) -> Any:

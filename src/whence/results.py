@@ -31,7 +31,7 @@ class RowView:
     """What a person may want to see of a row: id, text and where it came from.
 
     ``status`` is ``scored``, ``truncated`` (scored on its first tokens only) or ``quarantined:<code>``.
-    ``spans`` are (kind, text) pieces of the text, e.g. ("prompt", ...), ("completion", ...); empty when it is one piece.
+    ``spans`` are (kind, text) pieces of the text, such as ("prompt", ...), ("completion", ...); empty when it is one.
     """
 
     id: str
@@ -164,7 +164,7 @@ class Scores:
 
         ``rank`` 1 is the strongest proponent of its query; unscored rows have NaN score and no rank.
         """
-        import pandas as pd  # heavy, and only wanted by those who ask for a table
+        import pandas as pd  # noqa: PLC0415  # heavy, and only wanted by those who ask for a table
 
         frames = []
         for q, query_id in enumerate(self.query_ids):

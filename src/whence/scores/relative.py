@@ -1,8 +1,8 @@
 """Relative influence: scores divided by how loud the *training* example is anyway.
 
 ℓ-RelatIF (Barshan et al. 2020, eq. 9): score / sqrt(g' (G + damping)⁻¹ g), a cosine in the metric of the inverse
-curvature up to a constant of the query. The normaliser belongs to the training example; one of the query could not change a ranking.
-Not additive: never sum relative scores over a set.
+curvature up to a constant of the query. The normaliser belongs to the training example; one of the query could not
+change a ranking. Not additive: never sum relative scores over a set.
 """
 
 from __future__ import annotations

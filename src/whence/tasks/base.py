@@ -86,7 +86,10 @@ class RowProblem(Exception):  # noqa: N818 - a verdict on a row, not a failure
 class Task(Protocol):
     """What an example is and what it costs. Implementations are frozen dataclasses; computing happens in verbs."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The task's name, for provenance and reports."""
+        ...
 
     def encode(self, row: Row) -> Example:
         """Tokenise one row. Raises ``RowProblem`` for a row that cannot be used."""
