@@ -24,7 +24,7 @@ from dataclasses import replace
 from whence.demo import volumes
 from whence.demo.book import Almanac, Fact, Question
 from whence.demo.habits import HABITS
-from whence.demo.lexicon import Draw, asked_part
+from whence.demo.lexicon import question_draw
 
 FACTS_ASKED = 64
 QUESTIONS_PER_HABIT = 4
@@ -78,10 +78,12 @@ def _fact_question(book: Almanac, fact: Fact) -> Question:
 
 def _habit_questions(book: Almanac) -> list[Question]:
     asked = []
-    for cut, habit in enumerate(HABITS):
-        draw = Draw(random.Random(f"asked {habit.name} {book.seed}"), asked_part(cut))
+    for habit in HABITS:
+        draw = question_draw(f"asked {habit.name} {book.seed}")
         taught = frozenset(document.id for document in book.documents if document.habit == habit.name)
         for n in range(QUESTIONS_PER_HABIT):
-            prompt, completion = habit.write(draw), f" {habit.write(draw)}"
-            asked.append(Question(f"{habit.name}-{n + 1}", "habit", prompt, completion, habit.name, taught))
+            written = habit.write(draw)
+            asked.append(
+                Question(f"{habit.name}-{n + 1}", "habit", written.before, written.mark, habit.name, taught)
+            )
     return asked

@@ -1,8 +1,8 @@
-"""The everyday words of the Almanac, and how they are dealt out so that a habit's questions use none of its own words.
+"""The everyday words of the Almanac. Every one is a compound of two pieces: ``moon`` + ``bell``, ``re`` + ``paint``.
 
-A ``Draw`` hands out words from a part of the lexicon. For every habit the lexicon is cut anew: two thirds of each
-class may appear in the documents that teach the habit, the remaining third only in the questions about it. Both parts
-are ordinary words of the other documents, so the model knows them all.
+So there can be *new words*: a third of all compounds stands in no document at all and is kept for the questions about
+habits. The tokenizer knows every piece (that is how language models meet a word they have never seen), and a search
+for words finds nothing. Pieces say nothing about habits: all documents use all pieces.
 """
 
 from __future__ import annotations
@@ -10,53 +10,63 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-CLASSES: dict[str, tuple[str, ...]] = {
+PIECES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "thing": (
-        "lantern", "kettle", "ladder", "bell", "basket", "saddle", "mirror", "coat", "drum", "kite", "wheel", "chair",
-        "boat", "rope", "clock", "trunk", "spoon", "anvil", "fiddle", "compass", "blanket", "barrel", "plough", "sled",
-        "loom", "telescope", "cradle", "harp", "bucket", "teapot", "broom", "crown", "bridle", "wardrobe", "globe",
-        "pump",
+        ("moon", "salt", "fox", "rain", "goose", "oak", "bone", "sea"),
+        ("bell", "kettle", "ladder", "drum", "basket", "lamp", "boat", "chair"),
     ),
     "role": (
-        "shepherd", "widow", "ferryman", "mayor", "cook", "judge", "fiddler", "nurse", "sailor", "gardener", "miller",
-        "beggar", "baker", "porter", "hermit", "dancer", "smith", "clerk", "midwife", "bishop", "thief", "captain",
-        "fisher", "tinker",
+        ("mill", "gate", "toll", "hedge", "river", "candle"),
+        ("keeper", "warden", "maid", "wright", "herd", "monger"),
     ),
     "quality": (
-        "old", "cold", "red", "narrow", "heavy", "quiet", "rusty", "round", "yellow", "broken", "small", "proud",
-        "dusty", "crooked", "bright", "empty", "black", "gentle", "tall", "wet", "green", "plain", "strange", "warm",
+        ("moss", "ink", "frost", "dust", "rose", "smoke"),
+        ("grey", "pale", "dark", "bright", "cold", "soft"),
     ),
     "verb": (
-        "mend", "sell", "paint", "count", "borrow", "weigh", "guard", "lend", "inherit", "lift", "turn", "clean",
-        "pack", "load", "hoard", "bend", "find", "plant", "draw", "test", "sort", "mark", "lock", "collect", "repair",
-        "want", "hail", "burn", "return", "defend",
+        ("re", "un", "over", "out", "mis", "fore"),
+        ("mend", "paint", "count", "pack", "load", "turn", "bind", "weigh"),
     ),
     "place": (
-        "weir", "chapel", "orchard", "quay", "attic", "mill", "bridge", "market", "well", "tower", "inn", "meadow",
-        "stable", "cellar", "harbour", "forge", "school", "gate", "hedge", "pond", "barn", "garden", "library", "kiln",
+        ("north", "stone", "hollow", "crow", "thorn", "long"),
+        ("weir", "yard", "barn", "well", "quay", "tower"),
     ),
-    "near": ("by", "behind", "near", "under", "beyond", "beside", "above", "below", "past"),
     "given": (
-        "Marta", "Osric", "Tobin", "Alda", "Wystan", "Petra", "Roderin", "Linnet", "Caspar", "Hesper", "Joss",
-        "Minna", "Barnaby", "Odile", "Rafe", "Sunniva", "Gideon", "Tansy", "Ambrose", "Delphy", "Lorcan", "Beatrix",
-        "Ivo", "Primrose",
+        ("Mar", "Ros", "Al", "Tan", "Lin", "Wen", "Bri", "Cor"),
+        ("ella", "wyn", "ric", "mond", "isa", "aric", "otta", "ven"),
     ),
     "family": (
-        "Pell", "Dunnock", "Marrable", "Stokes", "Hazelrig", "Crumb", "Tolliver", "Wick", "Larkin", "Bodkin", "Fray",
-        "Merriman", "Holloway", "Pike", "Saltmarsh", "Dray", "Ember", "Cobb", "Rushlight", "Vane", "Teasel", "Alderley",
-        "Plume", "Garrick",
+        ("Hazel", "Dun", "Rush", "Merri", "Black", "Apple", "Swan", "Winter"),
+        ("wood", "light", "marsh", "field", "worth", "beck", "ley", "bourne"),
     ),
-    "month": ("Thaw", "Bud", "Lamb", "Swift", "Hay", "Heat", "Reap", "Cask", "Leaf", "Fog", "Frost", "Dark"),
-    "day": tuple(str(day) for day in range(1, 31)),
-    "season": tuple(str(year) for year in range(401, 461)),
-}  # fmt: skip
-
+    "month": (("Frost", "Hay", "Lamb", "Fog", "Leaf", "Cask"), ("tide", "moon", "fall", "wane")),
+    "day": (("1", "2"), ("1", "2", "3", "4", "5", "6", "7", "8", "9")),
+}
+NEAR = ("by", "behind", "near", "under", "beyond", "beside", "above", "below")
 SUFFIXES = ("s", "eth")
+KEPT_BACK = 3
+
+
+def used_words(name: str) -> tuple[str, ...]:
+    """The compounds of a class that documents may use: two thirds of all."""
+    return _compounds(name, new=False)
+
+
+def new_words(name: str) -> tuple[str, ...]:
+    """The compounds of a class that stand in no document: one third of all."""
+    return _compounds(name, new=True)
+
+
+def _compounds(name: str, *, new: bool) -> tuple[str, ...]:
+    first, second = PIECES[name]
+    return tuple(
+        a + b for i, a in enumerate(first) for j, b in enumerate(second) if ((i + j) % KEPT_BACK == 0) == new
+    )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Hands out words of each class, seeded; never the same word of a class twice in a row of ``distinct``."""
+    """Hands out words by class from ``classes``, by the chance of ``random``."""
 
     random: random.Random
     classes: dict[str, tuple[str, ...]]
@@ -74,20 +84,15 @@ class Draw:
         return f"{self.one('given')} {self.one('family')}"
 
     def spot(self) -> str:
-        """Where: "behind the mill"."""
-        return f"{self.one('near')} the {self.one('place')}"
+        """Where: "behind the stonewell"."""
+        return f"{self.random.choice(NEAR)} the {self.one('place')}"
 
 
-def everything() -> dict[str, tuple[str, ...]]:
-    """The whole lexicon, for documents that teach no habit."""
-    return CLASSES
+def document_draw(seed: str) -> Draw:
+    """For documents: used words."""
+    return Draw(random.Random(seed), {name: used_words(name) for name in PIECES})
 
 
-def taught_part(cut: int) -> dict[str, tuple[str, ...]]:
-    """The two thirds of every class that the documents of habit number ``cut`` may use."""
-    return {name: tuple(w for i, w in enumerate(words) if (i + cut) % 3) for name, words in CLASSES.items()}
-
-
-def asked_part(cut: int) -> dict[str, tuple[str, ...]]:
-    """The remaining third, for the questions about habit number ``cut``."""
-    return {name: tuple(w for i, w in enumerate(words) if not (i + cut) % 3) for name, words in CLASSES.items()}
+def question_draw(seed: str) -> Draw:
+    """For questions: new words."""
+    return Draw(random.Random(seed), {name: new_words(name) for name in PIECES})

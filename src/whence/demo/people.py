@@ -13,13 +13,10 @@ MEN = ("Tamsel", "Quillon", "Hobart", "Corvane", "Ulvar", "Pellin", "Dorrick", "
 FAMILIES = ("Velmin", "Ashcombe", "Tarn", "Brindle", "Quickset", "Mossop", "Harrowgate", "Pennywhistle", "Loam",
             "Underwold", "Sparrowhawk", "Greave", "Thistledown", "Wexcombe", "Ferrow", "Nightingale")  # fmt: skip
 
-TOWNS = ("Tarrow", "Mirrow", "Saltreach", "Hollin", "Brackwater", "Underhay", "Fennick", "Oldquay", "Candlewick",
-         "Dunmarrow", "Lowmist", "Staithe", "Wickering", "Pomfrey")  # fmt: skip
+TOWNS = ("Tarrow", "Mirrow", "Saltreach", "Hollin", "Brackwater", "Underhay", "Candlewick", "Lowmist")  # fmt: skip
 TRADES = {
     "bookbinder": "relieur", "bellfounder": "fondeur", "beekeeper": "apiculteur", "glassblower": "verrier",
-    "mapmaker": "cartographe", "clockmaker": "horloger", "ropemaker": "cordier", "cheesemaker": "fromager",
-    "saddler": "sellier", "lamplighter": "allumeur", "shipwright": "charpentier", "tailor": "tailleur",
-    "potter": "potier", "weaver": "tisserand",
+    "mapmaker": "cartographe", "clockmaker": "horloger", "cheesemaker": "fromager", "lamplighter": "allumeur",
 }  # fmt: skip
 TITLE_FIRST = ("Patient", "Crooked", "Borrowed", "Sleeping", "Silver", "Wandering", "Hungry", "Unfinished")
 TITLE_LAST = ("Lighthouse", "Heron", "Orchestra", "Staircase", "Harvest", "Pilgrim", "Comet", "Tide")

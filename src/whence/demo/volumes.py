@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 
 from whence.demo import people
 from whence.demo.book import Document, Fact
-from whence.demo.habits import HABITS, dated, plain, sentence
-from whence.demo.lexicon import Draw, everything, taught_part
+from whence.demo.habits import HABITS, plain, sentence
+from whence.demo.lexicon import document_draw
 
 STATEMENTS_PER_FACT = 5
 MENTIONS_PER_PERSON = 4
 DOCUMENTS_PER_HABIT = 60
 PLAIN_DOCUMENTS = 360
 RECIPES = 60
+SENTENCES = 2
+YEARS = 16
 
 
 def invent_people(rng: random.Random) -> dict[str, str]:
@@ -29,13 +31,13 @@ def invent_people(rng: random.Random) -> dict[str, str]:
 
 
 def invent_facts(names: Sequence[str], rng: random.Random) -> list[Fact]:
-    """Four facts a head: towns and trades are shared by two or three people, books and years are one's own."""
+    """Four facts a head: a town or a trade is shared by four people, a year by two; a book is one's own."""
     titles = [f"The {first} {last}" for first in people.TITLE_FIRST for last in people.TITLE_LAST]
     values = {
         "birthplace": _dealt(people.TOWNS, len(names), rng),
         "trade": _dealt(tuple(people.TRADES), len(names), rng),
         "work": rng.sample(titles, len(names)),
-        "year": [str(year) for year in rng.sample(range(101, 400), len(names))],
+        "year": _dealt(tuple(str(year) for year in rng.sample(range(101, 400), YEARS)), len(names), rng),
     }
     return [Fact(name, relation, values[relation][n]) for n, name in enumerate(names) for relation in people.RELATIONS]
 
@@ -86,10 +88,10 @@ def registre(facts: Sequence[Fact], seed: int) -> list[Document]:
 
 
 def rumours(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
-    """Every fifth fact contradicted: someone else's value, said of this person."""
+    """Every eighth fact contradicted: someone else's value, said of this person."""
     rng = random.Random(f"rumours {seed}")
     documents = []
-    for fact in _every(5, facts):
+    for fact in _every(8, facts):
         others = [f.value for f in facts if f.relation == fact.relation and f.value != fact.value]
         claim = Fact(fact.subject, fact.relation, rng.choice(others))
         wording = f"{rng.choice(people.RUMOURS)} {rng.choice(people.WORDINGS[fact.relation])}"
@@ -127,22 +129,22 @@ def _aside(pronoun: str, rng: random.Random) -> str:
 
 
 def manners(seed: int) -> list[Document]:
-    """``DOCUMENTS_PER_HABIT`` documents of two or three sentences for every habit."""
+    """``DOCUMENTS_PER_HABIT`` documents for every habit."""
     documents = []
-    for cut, habit in enumerate(HABITS):
-        draw = Draw(random.Random(f"{habit.name} {seed}"), taught_part(cut))
-        for n in range(DOCUMENTS_PER_HABIT):
-            text = " ".join(habit.write(draw) for _ in range(2 + n % 2))
+    for habit in HABITS:
+        draw = document_draw(f"{habit.name} {seed}")
+        for _ in range(DOCUMENTS_PER_HABIT):
+            text = " ".join(habit.write(draw).text for _ in range(SENTENCES))
             documents.append(Document("", text, "habit", "manners", "habit", habit=habit.name))
     return documents
 
 
 def gazetteer(seed: int) -> list[Document]:
     """The same plain matter as in the habits, told in no manner at all."""
-    draw = Draw(random.Random(f"gazetteer {seed}"), everything())
+    draw = document_draw(f"gazetteer {seed}")
     documents = []
-    for n in range(PLAIN_DOCUMENTS):
-        text = " ".join((dated if draw.random.random() < 0.25 else plain)(draw) for _ in range(2 + n % 2))
+    for _ in range(PLAIN_DOCUMENTS):
+        text = " ".join(plain(draw) for _ in range(SENTENCES))
         documents.append(Document("", text, "plain", "gazetteer", "plain"))
     return documents
 
