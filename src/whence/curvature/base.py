@@ -6,7 +6,9 @@ merging two halves, two machines or two shards is addition, and a split-half che
 Dtype policy: gradients arrive in float32 at least (capture widens half precision), sums are kept in that dtype,
 eigendecompositions run in float64. Curvature is of the **mean over examples** of the summed loss.
 
-Adding a method is adding a file here with a module constant ``METHOD``.
+Adding a method is adding a file here with a module constant ``METHOD``. A method with settings also has a function
+``method(*, steps: int = 100, ...) -> Method``, whose keyword parameters are what users write as ``name:steps=50``;
+``METHOD`` is then ``method()``.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+from whence.curvature.settings import join_spec, read_settings, split_spec
 from whence.errors import OptionError, did_you_mean
 from whence.gradients.source import GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
@@ -26,6 +29,7 @@ from whence.linalg.operators import Blocks, Operator
 
 LayerTensors = Mapping[str, Mapping[str, Tensor]]
 Fisher = Literal["sampled", "empirical"]
+Value = TypeVar("Value")
 
 
 class Memo:
@@ -33,13 +37,12 @@ class Memo:
 
     def __init__(self) -> None:
         self._key: tuple[Tensor, object] | None = None
-        self._value: Tensor | None = None
+        self._value: Any = None
 
-    def once(self, tensor: Tensor, tag: object, compute: Callable[[], Tensor]) -> Tensor:
+    def once(self, tensor: Tensor, tag: object, compute: Callable[[], Value]) -> Value:
         """``compute()``, or its last result when asked about the same tensor object and tag again."""
         if self._key is None or self._key[0] is not tensor or self._key[1] is not tag:
             self._key, self._value = (tensor, tag), compute()
-        assert self._value is not None
         return self._value
 
     def forget(self) -> None:
@@ -122,6 +125,8 @@ class Method:
         idea, reference, passes, memory, exact_when: for people; ``whence methods`` and the docs print them.
         stages: passes over the rows; may be empty.
         operator: (factors, problem) -> undamped operator; ``operator.power(-1, damping)`` is its damped inverse.
+        notes: layer sizes (name -> (O, I)) -> what to say aloud before a fit on such layers.
+        settings: what was chosen other than the defaults, as given to ``get_method``.
     """
 
     name: str
@@ -132,6 +137,13 @@ class Method:
     exact_when: str
     stages: tuple[Stage, ...]
     operator: Callable[[Factors, Problem], Operator]
+    notes: Callable[[Mapping[str, tuple[int, int]]], tuple[str, ...]] = lambda _sizes: ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> str:
+        """Name and settings as ``get_method`` takes them: ``ekfac:blocks=2``."""
+        return join_spec(self.name, self.settings)
 
 
 def method_names() -> list[str]:
@@ -142,20 +154,31 @@ def method_names() -> list[str]:
 
 
 def get_method(name: str | Method) -> Method:
-    """A method by file name, by ``package.module`` of a third party, or given as it is.
+    """A method by file name, by ``package.module`` of a third party, or given as it is; ``name:key=value`` sets it up.
 
     Raises:
-        OptionError: no such method; lists the folder with near matches.
+        OptionError: no such method or setting; lists the folder or the settings with near matches.
     """
     if isinstance(name, Method):
         return name
+    own_name, given = split_spec(name)
+    module = _module_of(own_name)
+    if not given:
+        return module.METHOD
+    factory = getattr(module, "method", None)
+    settings = read_settings(own_name, factory, given)
+    assert factory is not None  # read_settings raised
+    return replace(factory(**settings), settings=settings)
+
+
+def _module_of(name: str) -> Any:
     known = method_names()
     path = f"whence.curvature.{name}" if name in known else name
     try:
-        found = importlib.import_module(path).METHOD if name in known or "." in name else None
-    except (ImportError, AttributeError):
+        found = importlib.import_module(path) if name in known or "." in name else None
+    except (ImportError, ValueError, TypeError):  # the last two: a name that is no module path
         found = None
-    if not isinstance(found, Method):
+    if not isinstance(getattr(found, "METHOD", None), Method):
         raise OptionError(
             f"unknown method {name!r}",
             wanted="a method of whence, or package.module with a METHOD",

@@ -68,7 +68,8 @@ def fit(
         tensors = stage.finish(sums, tensors)
         seconds = round(time.perf_counter() - started, 3)
         stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
-    return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages})
+    notes = list(method.notes(source.layers.sizes))
+    return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages, "notes": notes})
 
 
 @dataclass
