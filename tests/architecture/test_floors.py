@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 
-import pytest
-
 from architecture.tree import Module, call_name, functions, imports, modules
 
 FLOORS = {
@@ -22,8 +20,9 @@ FLOORS = {
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 # floors whose rooms may use each other; on all others siblings are strangers
 OPEN_FLOORS = {0, 7}
-# who may import by file name: the lookups of methods, tasks and verbs, and the lazy public names
-LOOKUPS = {"", "tasks.base", "curvature.base"}
+# who may import by file name: the lookups of methods, tasks and verbs, the lazy public names, and peft (seconds to
+# import), which only the users of adapters pay for
+LOOKUPS = {"", "tasks.base", "curvature.base", "loading.load"}
 # packages that come with an extra are imported by the function that draws or searches with them
 EXTRAS = {"matplotlib", "faiss"}
 
@@ -36,64 +35,74 @@ def _inside(name: str, places: tuple[str, ...]) -> bool:
     return any(name == place or name.startswith(place + ".") for place in places)
 
 
-def _ids(items: tuple[Module, ...]) -> list[str]:
-    return [m.name or "whence" for m in items]
+def _rooms() -> list[Module]:
+    """Every module but the two that only open the door: the lazy public names and ``python -m whence``."""
+    return [m for m in modules() if m.name not in ("", "__main__")]
 
 
-every_module = pytest.mark.parametrize("module", modules(), ids=_ids(modules()))
+def _report(broken: list[str]) -> None:
+    assert not broken, "\n".join(["", *broken])
 
 
-@every_module
-def test_module_lives_on_a_floor(module: Module) -> None:
-    if module.name not in ("", "__main__"):
-        assert module.top in FLOOR, f"{module.path.name} is on no floor: add {module.top!r} here and to pyproject.toml"
+def test_modules_live_on_a_floor() -> None:
+    _report([f"{m.name}: give {m.top!r} a floor here and in pyproject.toml" for m in _rooms() if m.top not in FLOOR])
 
 
-@every_module
-def test_imports_go_down(module: Module) -> None:
-    if module.name in ("", "__main__"):
-        return
-    here = FLOOR[module.top]
-    for node, target in imports(module.tree):
-        head, _, rest = target.partition(".")
-        if head != "whence" or not rest or rest == "__version__":
-            continue
-        top = rest.split(".")[0]
-        there = FLOOR.get(top)
-        assert there is not None, f"{module.at(node)}: {target} is on no floor"
-        allowed = there < here or top == module.top or (there == here and here in OPEN_FLOORS)
-        assert allowed, f"{module.at(node)}: floor {here} ({module.name}) imports floor {there} ({rest})"
+def test_imports_go_down() -> None:
+    broken = []
+    for module in _rooms():
+        here = FLOOR[module.top]
+        for node, target in imports(module.tree):
+            head, _, rest = target.partition(".")
+            if head != "whence" or not rest or rest == "__version__":
+                continue
+            top = rest.split(".")[0]
+            there = FLOOR[top]
+            if not (there < here or top == module.top or (there == here and here in OPEN_FLOORS)):
+                broken.append(f"{module.at(node)}: floor {here} ({module.name}) imports floor {there} ({rest})")
+    _report(broken)
 
 
-@every_module
-def test_no_import_inside_functions(module: Module) -> None:
-    for function in functions(module.tree):
-        for node, target in imports(function):
-            ours_to_defer = module.name == "results" and target == "pandas"
-            assert ours_to_defer or target.split(".")[0] in EXTRAS, f"{module.at(node)}: {target} inside a function"
+def test_no_import_inside_functions() -> None:
+    broken = []
+    for module in modules():
+        for function in functions(module.tree):
+            for node, target in imports(function):
+                ours_to_defer = module.name == "results" and target == "pandas"
+                if not ours_to_defer and target.split(".")[0] not in EXTRAS:
+                    broken.append(f"{module.at(node)}: {target} inside a function")
+    _report(broken)
 
 
-@every_module
-def test_only_lookups_import_by_name(module: Module) -> None:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call) and call_name(node) in ("importlib.import_module", "import_module", "__import__"):
-            assert module.name in LOOKUPS or module.top == "cli", f"{module.at(node)}: imports by name"
+def test_only_lookups_import_by_name() -> None:
+    by_name = ("importlib.import_module", "import_module", "__import__")
+    _report(
+        [
+            module.at(node)
+            for module in modules()
+            if module.name not in LOOKUPS and module.top != "cli"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call) and call_name(node) in by_name
+        ]
+    )
 
 
-@every_module
-def test_torch_stays_out_of_the_answer(module: Module) -> None:
-    if not _inside(module.name, TORCH_FREE):
-        return
-    for node, target in imports(module.tree):
-        assert target.split(".")[0] not in ("torch", *HEAVY), f"{module.at(node)}: {target}"
+def _imported(found: list[Module], *, named: tuple[str, ...]) -> list[str]:
+    """Where these modules import these packages."""
+    return [
+        f"{module.at(node)}: {target}"
+        for module in found
+        for node, target in imports(module.tree)
+        if target.split(".")[0] in named
+    ]
 
 
-@every_module
-def test_heavy_libraries_stay_at_the_edges(module: Module) -> None:
-    if _inside(module.name, MAY_LOAD_HEAVY):
-        return
-    for node, target in imports(module.tree):
-        assert target.split(".")[0] not in HEAVY, f"{module.at(node)}: {target}"
+def test_torch_stays_out_of_the_answer() -> None:
+    _report(_imported([m for m in modules() if _inside(m.name, TORCH_FREE)], named=("torch", *HEAVY)))
+
+
+def test_heavy_libraries_stay_at_the_edges() -> None:
+    _report(_imported([m for m in modules() if not _inside(m.name, MAY_LOAD_HEAVY)], named=HEAVY))
 
 
 def test_no_import_cycles() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
-from architecture.tree import ROOT, Module, call_name, imports, modules
+from architecture.tree import ROOT, call_name, imports, modules
 
 # serialisers that run code of the file they read
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -26,35 +27,36 @@ UNSAFE_CALLS = {
     "pd.read_pickle",
 }
 
-every_module = pytest.mark.parametrize("module", modules(), ids=[m.name or "whence" for m in modules()])
+
+def _calls() -> Iterator[tuple[str, str, list[ast.keyword]]]:
+    """(where, name, keywords) of every call in the source."""
+    for module in modules():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call):
+                yield module.at(node), call_name(node), node.keywords
 
 
-@every_module
-def test_no_unsafe_serialisers(module: Module) -> None:
-    for node, target in imports(module.tree):
-        assert target.split(".")[0] not in UNSAFE_MODULES, f"{module.at(node)}: {target}"
+def _is(keywords: list[ast.keyword], name: str, value: bool) -> bool:
+    return any(k.arg == name and isinstance(k.value, ast.Constant) and k.value.value is value for k in keywords)
 
 
-@every_module
-def test_no_call_that_runs_data(module: Module) -> None:
-    for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = call_name(node)
-        weights_only = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
-        assert name not in UNSAFE_CALLS or (name == "torch.load" and weights_only), f"{module.at(node)}: {name}"
-        for keyword in node.keywords:
-            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-            dangerous = keyword.arg in ("allow_pickle", "trust_remote_code", "shell") and value is True
-            assert not dangerous, f"{module.at(node)}: {name}({keyword.arg}=True)"
+def test_no_unsafe_serialisers() -> None:
+    for module in modules():
+        for node, target in imports(module.tree):
+            assert target.split(".")[0] not in UNSAFE_MODULES, f"{module.at(node)}: {target}"
 
 
-@every_module
-def test_numpy_files_are_read_without_pickle(module: Module) -> None:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call) and call_name(node) in ("np.load", "numpy.load"):
-            said = any(k.arg == "allow_pickle" and getattr(k.value, "value", None) is False for k in node.keywords)
-            assert said, f"{module.at(node)}: say allow_pickle=False"
+def test_no_call_that_runs_data() -> None:
+    for where, name, keywords in _calls():
+        restricted = name == "torch.load" and _is(keywords, "weights_only", True)
+        assert name not in UNSAFE_CALLS or restricted, f"{where}: {name}"
+        for dangerous in ("allow_pickle", "trust_remote_code", "shell"):
+            assert not _is(keywords, dangerous, True), f"{where}: {name}({dangerous}=True)"
+
+
+def test_numpy_files_are_read_without_pickle() -> None:
+    for where, name, keywords in _calls():
+        assert name not in ("np.load", "numpy.load") or _is(keywords, "allow_pickle", False), where
 
 
 def _tracked() -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 
-import pytest
-
-from architecture.tree import PACKAGE, Module, docstring_lines, functions, modules
+from architecture.tree import PACKAGE, docstring_lines, functions, modules
 
 MAX_FUNCTION, P90_FUNCTION = 60, 30
 MAX_FILE = 450
@@ -15,8 +14,6 @@ MAX_DOCSTRING_SHARE = 0.30
 # a verb of the command line has one parameter per flag; its budget is the one for flags (test_command_line.py)
 FLAGS_INSTEAD = ("cli",)
 VAGUE = {"utils", "util", "helpers", "helper", "misc", "common", "tools", "stuff"}
-
-every_module = pytest.mark.parametrize("module", modules(), ids=[m.name or "whence" for m in modules()])
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[list[ast.arg], list[ast.arg]]:
@@ -44,35 +41,38 @@ def test_functions_are_short() -> None:
     assert p90 <= P90_FUNCTION, f"p90 of function length is {p90}, the budget {P90_FUNCTION}"
 
 
-@every_module
-def test_files_are_short(module: Module) -> None:
-    assert module.text.count("\n") <= MAX_FILE, f"{module.name}: {module.text.count(chr(10))} lines"
+def test_files_are_short() -> None:
+    lengths = {m.name: m.text.count("\n") for m in modules()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_FILE}
 
 
-@every_module
-def test_few_parameters(module: Module) -> None:
-    if module.top in FLAGS_INSTEAD:
-        return
-    for function in functions(module.tree):
-        positional, keyword_only = _parameters(function)
+def _signatures() -> Iterator[tuple[str, list[ast.arg], list[ast.arg]]]:
+    """(where and what, positional, keyword-only) of every function that is not a verb of the command line."""
+    for module in modules():
+        if module.top not in FLAGS_INSTEAD:
+            for function in functions(module.tree):
+                yield f"{module.at(function)} {function.name}", *_parameters(function)
+
+
+def test_few_parameters() -> None:
+    broken = []
+    for where, positional, keyword_only in _signatures():
         total = len(positional) + len(keyword_only)
-        assert total <= MAX_PARAMETERS, f"{module.at(function)}: {function.name} takes {total} parameters"
-        by_position = f"{module.at(function)}: {function.name} takes {len(positional)} by position"
-        assert len(positional) <= MAX_POSITIONAL, f"{by_position}; make the later ones keyword-only"
+        if total > MAX_PARAMETERS:
+            broken.append(f"{where} takes {total} parameters")
+        if len(positional) > MAX_POSITIONAL:
+            broken.append(f"{where} takes {len(positional)} by position; make the later ones keyword-only")
+    assert not broken, "\n".join(["", *broken])
 
 
-@every_module
-def test_a_mode_is_a_value_not_a_switch(module: Module) -> None:
-    if module.top in FLAGS_INSTEAD:
-        return
-    for function in functions(module.tree):
-        positional, keyword_only = _parameters(function)
-        switches = [
-            p.arg
-            for p in (*positional, *keyword_only)
-            if isinstance(p.annotation, ast.Name) and p.annotation.id == "bool"
-        ]
-        assert len(switches) <= MAX_BOOLEANS, f"{module.at(function)}: {function.name} has switches {switches}"
+def test_a_mode_is_a_value_not_a_switch() -> None:
+    broken = []
+    for where, positional, keyword_only in _signatures():
+        annotated = [(p.arg, p.annotation) for p in (*positional, *keyword_only)]
+        switches = [name for name, kind in annotated if isinstance(kind, ast.Name) and kind.id == "bool"]
+        if len(switches) > MAX_BOOLEANS:
+            broken.append(f"{where} has switches {switches}")
+    assert not broken, "\n".join(["", *broken])
 
 
 def test_docstrings_do_not_drown_the_code() -> None:

@@ -31,7 +31,7 @@ class LayerOperator(Protocol):
         ...
 
     def whiten(self, x: MatrixBatch) -> MatrixBatch:
-        """Coordinates in which a plain dot product is this operator: those of x and y have the product ⟨x, apply(y)⟩."""
+        """Coordinates in which a plain dot product is this operator: x and y then have the product ⟨x, apply(y)⟩."""
         ...
 
     def power(self, exponent: float, damping: Damping) -> LayerOperator:
