@@ -83,7 +83,5 @@ def _habit_questions(book: Almanac) -> list[Question]:
         taught = frozenset(document.id for document in book.documents if document.habit == habit.name)
         for n in range(QUESTIONS_PER_HABIT):
             written = habit.write(draw)
-            asked.append(
-                Question(f"{habit.name}-{n + 1}", "habit", written.before, written.mark, habit.name, taught)
-            )
+            asked.append(Question(f"{habit.name}-{n + 1}", "habit", written.before, written.mark, habit.name, taught))
     return asked

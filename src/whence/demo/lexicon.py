@@ -59,9 +59,7 @@ def new_words(name: str) -> tuple[str, ...]:
 
 def _compounds(name: str, *, new: bool) -> tuple[str, ...]:
     first, second = PIECES[name]
-    return tuple(
-        a + b for i, a in enumerate(first) for j, b in enumerate(second) if ((i + j) % KEPT_BACK == 0) == new
-    )
+    return tuple(a + b for i, a in enumerate(first) for j, b in enumerate(second) if ((i + j) % KEPT_BACK == 0) == new)
 
 
 @dataclass(frozen=True)

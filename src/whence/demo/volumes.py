@@ -115,9 +115,7 @@ def _every(step: int, facts: Sequence[Fact]) -> list[Fact]:
     return [fact for n, fact in enumerate(facts) if (n + n // len(people.RELATIONS)) % step == 0]
 
 
-def _fact_document(
-    wording: str, fact: Fact, pronoun: str, rng: random.Random, place: tuple[str, str]
-) -> Document:
+def _fact_document(wording: str, fact: Fact, pronoun: str, rng: random.Random, place: tuple[str, str]) -> Document:
     """A document of one statement and one aside; ``place`` is (source, role)."""
     told = sentence(wording.format(s=fact.subject, v=fact.value))
     text = f"{told} {_aside(pronoun, rng)}"
