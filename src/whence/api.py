@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import numpy as np
 import torch
 
 from whence.assemble import assemble, manifest
+from whence.check import Checked, Finding, examine
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions, fit
 from whence.errors import DataError, OptionError
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks, Operator
-from whence.options import TraceOptions, trace_options
+from whence.options import TraceOptions, TraceRequest, command_line, trace_options
 from whence.pipeline import Material, open_rows, open_subject
 from whence.report import Extras, render_html, report_data
 from whence.results import RENDERERS, Scores
@@ -25,10 +28,13 @@ from whence.scores.relative import cosine_scores, relative_scores
 from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, precondition
 from whence.scores.sinks import AllScores, TopK
 from whence.store import atomic
+from whence.store.provenance import redacted, redacted_argv
 from whence.store.run import add_file, claimed, load_scores, save_scores
 from whence.tasks.base import Task
 from whence.watch import Silent, Watcher
 
+REPORT = "report.html"
+QUESTION = "question"  # source name of a question typed on the command line
 PROBES = 32  # query gradients that the fit's split-half check looks at; more would only make a look slower
 
 
@@ -60,16 +66,20 @@ def attribute(
     Raises:
         WhenceError: see ``whence.errors``; every message says what was got, wanted and what to try.
     """
-    watch = watch or Silent()
-    method, task, settings = _resolve(options, overrides)
-    damping = parse_damping(settings.damping)
-    if out is None:
-        return _attribute(model, train, query, _Ask(method, damping, settings, task, watch))[0]
-    with claimed(out) as folder:
-        scores, record = _attribute(model, train, query, _Ask(method, damping, settings, task, watch))
-        save_scores(folder, scores, manifest=record)
-        _write_report(scores, folder / "report.html")
-        add_file(folder, "report.html")
+    ask = _resolve(options, overrides, watch)
+    return _run(ask, model, train, query, request=_request(model, train, query, out, ask), out=out)
+
+
+def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
+    """``attribute`` for a whole request record, as the command line and YAML files make it.
+
+    Raises:
+        WhenceError: as ``attribute``; OptionError when there is no question.
+    """
+    ask = _resolve(request.options, {}, watch)
+    scores = _run(ask, request.model, list(request.data), _asked(request), request=request, out=request.out)
+    if request.report:
+        write_report(scores, request.report)
     return scores
 
 
@@ -90,8 +100,8 @@ def save(scores: Scores, folder: str | Path) -> Path:
     """
     with claimed(folder) as place:
         save_scores(place, scores)
-        _write_report(scores, place / "report.html")
-        add_file(place, "report.html")
+        _write_report(scores, place / REPORT)
+        add_file(place, REPORT)
     return Path(folder)
 
 
@@ -103,6 +113,19 @@ def write_report(scores: Scores | str | Path, path: str | Path) -> Path:
     """
     found = scores if isinstance(scores, Scores) else load_scores(scores)
     return _write_report(found, Path(path).expanduser())
+
+
+def check(model: Any, rows: Any, *, options: TraceOptions | None = None, watch: Watcher | None = None) -> list[Finding]:
+    """Measure the laws that attribution stands on, on this model and these rows.
+
+    Raises:
+        WhenceError: the model or the rows cannot be loaded at all.
+    """
+    watch = watch or Silent()
+    subject = open_subject(model, options or TraceOptions(), watch)
+    material = open_rows(subject, rows, what="train")
+    checked = Checked(subject.loaded.model, subject.task, material.examples, subject.layers)
+    return examine(checked, step=lambda done, total: watch.step("laws", done, total))
 
 
 def self_influence(
@@ -118,29 +141,31 @@ def self_influence(
     Raises:
         WhenceError: as ``attribute``.
     """
-    method, task, settings = _resolve(options, overrides)
-    ask = _Ask(method, parse_damping(settings.damping), settings, task, watch or Silent())
-    subject = open_subject(model, settings, ask.watch, task=task)
+    ask = _resolve(options, overrides, watch)
+    subject = open_subject(model, ask.options, ask.watch, task=ask.task)
     material = open_rows(subject, train, what="train")
-    operator = method.operator(_fit(ask, material, None)[0], Problem(material.source, settings.fisher, settings.seed))
-    visitor = SelfInfluence(_blocks(operator.power(-1, ask.damping), method))
+    problem = Problem(material.source, ask.options.fisher, ask.options.seed)
+    operator = ask.method.operator(_fit(ask, material, None)[0], problem)
+    visitor = SelfInfluence(_blocks(operator.power(-1, ask.damping), ask.method))
     with _stage(ask.watch, "self-influence", len(material.examples)) as count:
         material.source.with_progress(count).visit(visitor)
     return {id_: visitor.values.get(id_, float("nan")) for id_ in material.rows.ids}
 
 
+@dataclass(frozen=True)
 class _Ask:
-    """What is asked of the pipeline: constructor stores only."""
+    """What is asked of the pipeline."""
 
-    def __init__(
-        self, method: Method, damping: Damping, options: TraceOptions, task: Task | None, watch: Watcher
-    ) -> None:
-        self.method, self.damping, self.options, self.task, self.watch = method, damping, options, task, watch
+    method: Method
+    damping: Damping
+    options: TraceOptions
+    task: Task | None
+    watch: Watcher
 
 
 def _resolve(
-    options: TraceOptions | Mapping[str, Any] | None, overrides: Mapping[str, Any]
-) -> tuple[Method, Task | None, TraceOptions]:
+    options: TraceOptions | Mapping[str, Any] | None, overrides: Mapping[str, Any], watch: Watcher | None
+) -> _Ask:
     """Objects given in place of names are used as they are and recorded by name."""
     named = {k: v for k, v in overrides.items() if v is not None}
     given, task = named.get("method"), named.get("task")
@@ -152,10 +177,56 @@ def _resolve(
         named.pop("task")
     settings = trace_options(options, **named)
     method = given if isinstance(given, Method) else get_method(settings.method)
-    return method, None if isinstance(task, str) else task, settings
+    own_task = None if isinstance(task, str) else task
+    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent())
 
 
-def _attribute(model: Any, train: Any, query: Any, ask: _Ask) -> tuple[Scores, dict[str, Any]]:
+def _asked(request: TraceRequest) -> Any:
+    """The request's question files, and the one typed in its fields."""
+    files: dict[str, Any] = {place: place for place in request.query}
+    if request.response is not None and request.prompt is not None:
+        return {**files, QUESTION: [{"prompt": request.prompt, "completion": request.response}]}
+    if request.response is not None:
+        return {**files, QUESTION: [{"text": request.response}]}
+    if request.prompt is not None or not files:
+        raise OptionError(
+            "no question" if request.prompt is None else "a prompt without a response",
+            wanted="the text to explain: --prompt P --response R, or --query file.jsonl",
+            try_='--prompt "Once upon a time" --response " there was a dragon."',
+        )
+    return list(request.query)
+
+
+def _request(model: Any, train: Any, query: Any, out: Any, ask: _Ask) -> TraceRequest | None:
+    """The request that would repeat this call from the command line; None when live objects are involved."""
+    sides = [[part] if isinstance(part, (str, Path)) else part for part in (train, query)]
+    named = all(isinstance(side, (list, tuple)) and all(isinstance(p, (str, Path)) for p in side) for side in sides)
+    if not (named and isinstance(model, (str, Path)) and ask.task is None):
+        return None
+    data, asked = (tuple(str(part) for part in side) for side in sides)
+    place = None if out is None else str(out)
+    return TraceRequest(model=str(model), data=data, query=asked, out=place, options=ask.options)
+
+
+def _run(
+    ask: _Ask, model: Any, train: Any, query: Any, *, request: TraceRequest | None, out: str | Path | None
+) -> Scores:
+    """Claim the folder before spending time, compute, write."""
+    if out is None:
+        return _attribute(ask, model, train, query)[0]
+    with claimed(out) as folder:
+        scores, record = _attribute(ask, model, train, query)
+        said = {} if request is None else {"request": request.model_dump(exclude_defaults=True)}
+        command = "" if request is None else redacted(command_line(request))
+        scores = scores.with_(about={**scores.about, "command": command})
+        save_scores(folder, scores, manifest={**said, "argv": redacted_argv(sys.argv), **record})
+        _write_report(scores, folder / REPORT)
+        add_file(folder, REPORT)
+        ask.watch.note("out", f"written   {folder}", folder=str(folder))
+    return scores
+
+
+def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):

@@ -51,7 +51,8 @@ def assemble(
         train_ids=tuple(trained.rows.ids),
         n_train=len(trained.examples),
         columns=columns,
-        about=_about(subject, trained, asked, factors, seconds) | {"quarantine": [asdict(q) for q in quarantine]},
+        about=_about(subject, trained, asked, factors=factors, seconds=seconds)
+        | {"quarantine": [asdict(q) for q in quarantine]},
         per_layer=found.get("per_layer"),
         layers=tuple(found["layers"]) if found.get("per_layer") is not None else (),
         self_influence=found.get("self_influence"),
@@ -108,7 +109,7 @@ def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
 
 
 def _about(
-    subject: Subject, trained: Material, asked: Material, factors: Factors, seconds: Mapping[str, float]
+    subject: Subject, trained: Material, asked: Material, *, factors: Factors, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     options, loaded = subject.options, subject.loaded
     tokenizer = loaded.about.get("tokenizer") or {}

@@ -7,6 +7,7 @@ no torch here, so what needs the libraries (damping strings, layer patterns, met
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -51,7 +52,7 @@ class TraceOptions(BaseModel):
     )
     normalise: Literal["none", "cosine", "relative"] = Field(
         default="none",
-        description="Divide by the norm of the row's gradient: cosine (of both), or relative (theta-RelatIF).",
+        description="Divide by the norm of the row's gradient: cosine (of both), or relative (l-RelatIF).",
     )
     per_layer: bool = Field(default=False, description="Also keep the score of every layer.")
     self_influence: bool = Field(default=False, description="Also compute each training row's influence on itself.")
@@ -193,20 +194,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in found.items()}
 
 
-def parse_setting(name: str, text: str) -> tuple[str, Any]:
-    """One ``--name text`` of a setting that has no flag of its own, its text read as YAML reads it.
-
-    Raises:
-        OptionError: no such setting.
-    """
-    key = name.lstrip("-").replace("-", "_")
-    if key not in TraceOptions.model_fields:
-        flags = [f"--{known.replace('_', '-')}" for known in (*TraceOptions.model_fields, *TraceRequest.model_fields)]
-        raise OptionError(f"unknown option {name}", wanted="an option of this verb", try_=did_you_mean(name, flags))
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        return key, text
+def command_line(request: TraceRequest) -> str:
+    """The command that makes this request, with only what differs from the defaults."""
+    words = ["whence", "trace"]
+    given = request.model_dump(exclude_defaults=True)
+    options = given.pop("options", {})
+    for name, value in {**given, **options}.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += [word for key, theirs in value.items() for word in ("--column", f"{key}={theirs}")]
+        elif isinstance(value, (list, tuple)):
+            words += [word for part in value for word in (flag, str(part))]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
 
 
 def _validated(record: type[Record], values: Mapping[str, Any]) -> Record:

@@ -1,0 +1,198 @@
+"""The entry point: the table of verbs, and the one place where errors become exit codes.
+
+==== ==================================================================
+code meaning
+==== ==================================================================
+0    done; everything asked for was produced
+1    a bug in whence (details in crash.txt)
+2    usage or settings; nothing was touched
+3    input rows were rejected
+4    a run folder: in use, damaged, foreign, of a newer whence
+5    resources: disk full, or does not fit in memory
+6    model or tokenizer could not be loaded
+7    ``whence check``: a law is broken
+75   stopped by SIGTERM; running the same command again is safe
+130  Ctrl-C
+==== ==================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from whence import __version__
+from whence.cli.voice import Voice
+from whence.errors import ResourceError, WhenceError
+from whence.report.characters import visible
+from whence.store import atomic
+from whence.store.provenance import redacted, redacted_argv, versions
+
+BUG, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
+# verb -> (module of this package, one line of help). Only the module of the verb that is run gets imported.
+VERBS: Mapping[str, tuple[str, str]] = {
+    "demo": ("demo", "A small model, a made-up encyclopedia, and where its answers come from."),
+    "trace": ("trace", "Which training rows made the model say this?"),
+    "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
+    "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
+    "info": ("inspect", "What a run computed, and how to repeat it."),
+    "report": ("inspect", "Render the HTML report of a run again."),
+}
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; the exit code is the result."""
+    arguments = list(arguments)
+    if threads := os.environ.get("WHENCE_NUM_THREADS"):
+        os.environ.setdefault("OMP_NUM_THREADS", threads)  # read by torch when it is imported, which is later
+    voice = Voice(json="--json" in arguments)
+    before = _on_sigterm(_stop)
+    try:
+        return _code(_application(arguments)(arguments, standalone_mode=False, prog_name="whence"))
+    except typer.TyperException as error:  # usage: an unknown flag, a missing value
+        return _explain(voice, error.format_message(), USAGE)
+    except WhenceError as error:
+        return _refuse(voice, error, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return _explain(voice, "interrupted", INTERRUPTED)
+    except _Stopped:
+        return _explain(voice, "stopped; the same command can be run again", STOPPED)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader is gone; let the final flush go nowhere
+        return 0
+    except Exception as error:
+        if _out_of_memory(error):
+            return _refuse(voice, _memory_error(error), arguments)
+        return _crash(voice, arguments)
+    finally:
+        _on_sigterm(before)
+
+
+def _application(arguments: Sequence[str]) -> Any:
+    """The verbs as Typer knows them; all but the one asked for are stand-ins that cost nothing to make."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": _dashed,
+            "max_content_width": 100,
+        },
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_whence)
+    asked = next((word for word in arguments if not word.startswith("-")), "")
+    for name, (module, line) in VERBS.items():
+        verb: Callable[..., Any] = _stand_in
+        if name == asked:
+            verb = getattr(importlib.import_module(f"whence.cli.{module}"), name)
+        app.command(name, short_help=line)(verb)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"whence {__version__}\n")
+        raise typer.Exit
+
+
+def _whence(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True, callback=_version),
+) -> None:
+    """Where did this behaviour come from? Training-data attribution with influence functions.
+
+    Every verb also takes --json (NDJSON on stdout), --quiet and --debug.
+    """
+
+
+def _stand_in() -> None:
+    """Never called: the verb that is asked for is the real one."""
+
+
+def _dashed(flag: str) -> str:
+    """``--top_k`` is ``--top-k``."""
+    return flag.replace("_", "-")
+
+
+def _code(result: Any) -> int:
+    return result if isinstance(result, int) else 0
+
+
+def _explain(voice: Voice, text: str, code: int) -> int:
+    voice.emit({"type": "error", "exit_code": code, "message": text})
+    voice.err.print(
+        Text("whence: ", style="bold red" if code != INTERRUPTED else "bold"), Text(text), sep="", soft_wrap=True
+    )
+    return code
+
+
+def _refuse(voice: Voice, error: WhenceError, arguments: Sequence[str]) -> int:
+    record = {"got": error.got, "wanted": error.wanted, "try": error.try_}
+    voice.emit({"type": "error", "exit_code": error.exit_code, "kind": type(error).__name__, **record})
+    voice.json = False
+    if "--debug" in arguments:
+        voice.err.print(Text(traceback.format_exc()))
+    return _explain(voice, visible(str(error)), error.exit_code)
+
+
+def _crash(voice: Voice, arguments: Sequence[str]) -> int:
+    """A bug of ours: keep the details in a file, say where, and show them only when asked."""
+    details = traceback.format_exc()
+    lines = [f"whence {redacted_argv(arguments)}", *(f"{n} {v}" for n, v in versions().items()), "", redacted(details)]
+    place = Path("crash.txt").resolve()
+    try:
+        atomic.write_text(place, "\n".join(lines))
+    except WhenceError:
+        place = Path(tempfile.gettempdir()) / "whence-crash.txt"
+        atomic.write_text(place, "\n".join(lines))
+    if "--debug" in arguments:
+        voice.err.print(Text(details))
+    last = details.strip().splitlines()[-1]
+    return _explain(
+        voice, visible(f"a bug in whence: {last}\n  details: {place}\n  please report it with that file"), BUG
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
+
+
+def _memory_error(error: Exception) -> ResourceError:
+    return ResourceError(
+        f"out of memory: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}",
+        wanted="memory for the model, one batch of activations and the factors",
+        try_="--batch-tokens 1024, --layers with fewer layers, or --method diagonal",
+    )
+
+
+class _Stopped(BaseException):
+    """SIGTERM arrived."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Install a handler and return the one before; a no-op outside the main thread."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)
+    except ValueError:
+        return None
