@@ -18,7 +18,7 @@ from whence.curvature.fit import FitOptions, fit
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
 from whence.linalg.damping import relative
-from whence.scores.score import collect, pairwise, precondition
+from whence.scores.score import collect, pairwise, prepare_queries
 from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
 from whence.tasks.causal_lm import CausalLM
@@ -89,14 +89,14 @@ def fit_and_score(
     """
     parts = Parts()
     method = get_method("ekfac")
-    raw = collect(sources.queries)
+    probe = collect(sources.queries.sample(8))
     options = FitOptions(fisher=fisher, rows=rows, damping=DAMPING)
-    factors: Factors = fit(sources.train, timed(method, parts), options, probe=raw.grads)
+    factors: Factors = fit(sources.train, timed(method, parts), options, probe=probe.grads)
     parts.lap(method.stages[-1].name)
     for stage in factors.about["stages"]:
         parts.rows[stage["name"]], parts.looks[stage["name"]] = stage["rows"], stage["agreement"]
     inverse = method.operator(factors, Problem(sources.train)).power(-1, DAMPING)
-    queries = precondition(raw, inverse)
+    queries = prepare_queries(sources.queries, inverse)
     parts.lap("inverse")
     scores = pairwise(sources.train, queries)
     parts.lap("scoring")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from reference.models import in_double
 from whence.tasks.base import Example
 
 torch.set_num_threads(1)
@@ -20,7 +21,7 @@ VOCAB = 23
 
 
 def llama(*, seed: int = 0, layers: int = 2, tied: bool = False, bias: bool = False) -> LlamaForCausalLM:
-    """A Llama shape with grouped-query attention, random weights, float64."""
+    """A Llama shape with grouped-query attention, random weights, float64 all the way."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -35,7 +36,7 @@ def llama(*, seed: int = 0, layers: int = 2, tied: bool = False, bias: bool = Fa
         mlp_bias=bias,
         initializer_range=0.3,
     )
-    model = LlamaForCausalLM(config).double()
+    model = in_double(LlamaForCausalLM(config))
     if bias:  # biases start at 0; a bug in their gradients should not hide there
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -25,7 +25,7 @@ from whence.pipeline import Material, open_rows, open_subject
 from whence.report import Extras, render_html, report_data
 from whence.results import RENDERERS, Scores
 from whence.scores.relative import cosine_scores, relative_scores
-from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, precondition
+from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, prepare_queries
 from whence.scores.sinks import AllScores, TopK
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv
@@ -35,7 +35,7 @@ from whence.watch import Silent, Watcher
 
 REPORT = "report.html"
 QUESTION = "question"  # source name of a question typed on the command line
-PROBES = 32  # query gradients that the fit's split-half check looks at; more would only make a look slower
+PROBES = 8  # query gradients that the fit's split-half check looks at; more would only make a look slower
 
 
 def attribute(
@@ -234,18 +234,19 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         trained = open_rows(subject, train, what="train")
         asked = open_rows(subject, _questions(query), what="query")
     with _timed(seconds, "queries"):
-        raw = collect(asked.source)
-        _check_queries(raw)
-    factors, seconds["fit"] = _fit(ask, trained, raw)
+        _check_losses(asked)
+        probe = collect(asked.source.sample(PROBES))
+    factors, seconds["fit"] = _fit(ask, trained, probe)
+    del probe
     with _timed(seconds, "precondition"):
         problem = Problem(trained.source, ask.options.fisher, ask.options.seed)
         operator = ask.method.operator(factors, problem)
         inverse = operator.power(-1, ask.damping)
-        queries = precondition(raw, inverse)
+        queries = prepare_queries(asked.source, inverse)
     with _timed(seconds, "score"):
         found = _score(ask, trained, queries, inverse)
     seconds["total"] = time.perf_counter() - started
-    found = _normalised(ask, found, raw, queries)
+    found = _normalised(ask, found, queries)
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record
 
@@ -263,26 +264,26 @@ def _questions(query: Any) -> Any:
     ]
 
 
-def _check_queries(raw: Queries) -> None:
-    bad = [id_ for id_, value in zip(raw.ids, raw.measurements, strict=True) if not np.isfinite(value)]
-    if bad:
-        raise DataError(
-            f"question {bad[0]} has a loss or gradient that is not finite",
-            wanted="a finite loss",
-            try_="dtype: float32, or a shorter question",
-        )
+def _check_losses(asked: Material) -> None:
+    """A question whose loss is not finite is found before time is spent on a fit."""
+    for id_, value in asked.source.losses().items():
+        if not np.isfinite(value):
+            raise DataError(
+                f"question {id_} has a loss that is not finite",
+                wanted="a finite loss",
+                try_="dtype: float32, or a shorter question",
+            )
 
 
-def _fit(ask: _Ask, trained: Material, raw: Queries | None) -> tuple[Factors, float]:
+def _fit(ask: _Ask, trained: Material, probe: Queries | None) -> tuple[Factors, float]:
     """Fit the curvature on as many rows as the options say."""
     started = time.perf_counter()
-    probe = None if raw is None else {name: grads.rows(0, PROBES) for name, grads in raw.grads.items()}
     settings = FitOptions(
         fisher=ask.options.fisher, rows=ask.options.fit_rows, seed=ask.options.seed, damping=ask.damping
     )
     total = len(trained.examples) * len(ask.method.stages)
     with _stage(ask.watch, "fit", total) as count:
-        factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe)
+        factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe and probe.grads)
     for stage in factors.about.get("stages", ()):
         look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
         said = f"fit       {stage['name']}: {stage['rows']:,} of {len(trained.examples):,} rows{look}"
@@ -314,7 +315,7 @@ def _score(ask: _Ask, trained: Material, queries: Queries, inverse: Operator) ->
     return found
 
 
-def _normalised(ask: _Ask, found: dict[str, Any], raw: Queries, queries: Queries) -> dict[str, Any]:
+def _normalised(ask: _Ask, found: dict[str, Any], queries: Queries) -> dict[str, Any]:
     """Apply ``normalise`` and ``top_k`` to what was collected."""
     sink, top_k = found.pop("sink"), ask.options.top_k
     if isinstance(sink, TopK):
@@ -324,7 +325,8 @@ def _normalised(ask: _Ask, found: dict[str, Any], raw: Queries, queries: Queries
     if ask.options.normalise == "relative":
         values = relative_scores(values, found["self_influence"])
     elif ask.options.normalise == "cosine":
-        values = cosine_scores(values, found["self_influence"], _query_norms(raw, queries))
+        assert queries.self_influence is not None
+        values = cosine_scores(values, found["self_influence"], queries.self_influence)
     if top_k is None:
         return {**found, "values": values, "columns": None, "per_layer": sink.per_layer}
     best = TopK(sink.columns, top_k, len(values))
@@ -335,12 +337,6 @@ def _normalised(ask: _Ask, found: dict[str, Any], raw: Queries, queries: Queries
         layered = np.take_along_axis(sink.per_layer, np.maximum(columns, 0)[:, :, None], axis=1)
         layered[columns < 0] = np.nan
     return {**found, "values": kept, "columns": columns, "per_layer": layered}
-
-
-def _query_norms(raw: Queries, queries: Queries) -> np.ndarray:
-    """Q values q' (G + damping)^-1 q."""
-    parts = [(raw.grads[name].full() * queries.grads[name].full()).flatten(1).sum(1) for name in raw.grads]
-    return torch.stack(parts).sum(0).double().cpu().numpy()
 
 
 def _blocks(inverse: Operator, method: Method) -> Blocks:

@@ -18,7 +18,7 @@ from whence.gradients.capture import Capture, frozen
 from whence.gradients.layers import Layers
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.tasks.base import Batch, Example, Task, move
-from whence.tasks.batches import BatchPlan
+from whence.tasks.batches import BatchPlan, plan_batches
 
 # What the backward pass starts from: the loss on the data's labels, the loss on labels drawn from the model (the true
 # Fisher), or the task's measurement of a query.
@@ -160,6 +160,20 @@ class LiveGradients:
                 losses = self.task.losses(self.task.outputs(self.model, batch), batch)
                 found.update(zip(batch.ids, losses.tolist(), strict=True))
         return found
+
+    def only(self, ids: Iterable[str]) -> LiveGradients:
+        """The same model and task over some of the rows, in batches no larger than the plan's."""
+        wanted = set(ids)
+        chosen = [e for e in self.examples if e.id in wanted]
+        lengths = self.plan.lengths
+        budget = max((len(b) * max(lengths[i] for i in b) for b in self.plan.batches), default=1)
+        plan = plan_batches([e.length for e in chosen], token_budget=max(1, budget))
+        return replace(self, examples=chosen, plan=plan, progress=None)
+
+    def sample(self, count: int) -> LiveGradients:
+        """About ``count`` rows spread evenly over all of them."""
+        step = max(1, len(self.examples) // max(1, count))
+        return self.only(e.id for e in self.examples[::step][:count])
 
     def with_progress(self, progress: Callable[[int], None] | None) -> LiveGradients:
         """The same source reporting to someone else."""

@@ -207,6 +207,13 @@ class Outer(MatrixBatch):
         """B*T one-token matrices whose sum over T is this batch: per-token attribution."""
         return Outer(self.g_BTO.flatten(0, 1)[:, None], self.a_BTI.flatten(0, 1)[:, None])
 
+    def dot_by_token(self, other: MatrixBatch) -> Tensor:
+        """B x T x Q inner products of each token's outer product; summed over T they are ``dot``.
+
+        The same as ``tokens().dot(other)``, without forming B*T matrices: g_t' Y a_t costs one product with Y.
+        """
+        return torch.stack([((self.g_BTO @ y_OI) * self.a_BTI).sum(-1) for y_OI in other.full()], dim=-1)
+
 
 def concat_tokens(parts: list[Outer]) -> Outer:
     """One batch whose token sums run over all parts: a module used several times, or tied weights."""

@@ -28,11 +28,13 @@ class Queries:
         ids: Q query ids.
         grads: layer -> Q matrices.
         measurements: Q values of what is explained (nats for a loss).
+        self_influence: Q values q' (G + damping)⁻¹ q, once preconditioned; None before.
     """
 
     ids: tuple[str, ...]
     grads: Gradients
     measurements: np.ndarray
+    self_influence: np.ndarray | None = None
 
 
 @dataclass
@@ -73,14 +75,32 @@ def _reordered(grads: MatrixBatch, order: Tensor) -> MatrixBatch:
 
 
 def prepare_queries(source: GradientSource, inverse: Operator) -> Queries:
-    """Gradients of the queries' measurements with the damped inverse applied."""
+    """Gradients of the queries' measurements with the damped inverse applied.
+
+    A block-diagonal inverse is applied layer by layer, each layer's raw gradients freed at once: query gradients are
+    the largest thing in memory when there are many of them.
+    """
     raw = collect(source)
-    return precondition(raw, inverse)
+    if not isinstance(inverse, Blocks) or not isinstance(raw.grads, dict):
+        return precondition(raw, inverse)
+    norms = torch.zeros(len(raw.ids), dtype=torch.float64)
+    for name in list(raw.grads):
+        before = raw.grads[name]
+        raw.grads[name] = inverse.layers[name].apply(before)
+        norms += _paired(before, raw.grads[name])
+    return Queries(raw.ids, raw.grads, raw.measurements, norms.numpy())
 
 
 def precondition(raw: Queries, inverse: Operator) -> Queries:
-    """The damped inverse applied to query gradients."""
-    return Queries(raw.ids, inverse.apply(raw.grads), raw.measurements)
+    """The damped inverse applied to query gradients, which stay as they are."""
+    grads = inverse.apply(raw.grads)
+    norms = torch.stack([_paired(raw.grads[name], grads[name]) for name in raw.grads]).sum(0)
+    return Queries(raw.ids, grads, raw.measurements, norms.numpy())
+
+
+def _paired(left: MatrixBatch, right: MatrixBatch) -> Tensor:
+    """Q inner products of equal rows of two batches."""
+    return torch.stack([(a * b).sum() for a, b in zip(left.full(), right.full(), strict=True)]).double().cpu()
 
 
 @dataclass
