@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from whence.assemble import assemble, manifest
 from whence.check import Checked, Finding, examine
