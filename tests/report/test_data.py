@@ -191,7 +191,10 @@ def test_offsets_are_utf16_on_the_page(make):
 def test_other_methods_stand_beside(scores):
     other = scores.with_(values=-scores.values, about={"method": "identity"})
     data = report_data(scores, extras=Extras(rankings={"gradient dot": other}))
-    assert [(q.id, q.view) for q in data.queries[:1] + data.queries[3:4]] == [("q-0", "EK-FAC"), ("q-0", "gradient dot")]
+    assert [(q.id, q.view) for q in data.queries[:1] + data.queries[3:4]] == [
+        ("q-0", "EK-FAC"),
+        ("q-0", "gradient dot"),
+    ]
     assert data.queries[0].ranking.lines[0].row == data.queries[3].ranking.lines[-1].row
 
 

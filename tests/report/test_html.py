@@ -66,7 +66,8 @@ def test_no_address_and_no_sink():
     page = render_html(report_data_of_nothing())
     code = re.sub(r'"http://www\.w3\.org/2000/svg"', "", page)
     assert not re.search(r"https?://|//[a-z]+\.[a-z]", re.sub(r"/\*.*?\*/", "", code, flags=re.S))
-    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser", "createContextualFragment", "srcdoc", "fetch(", "XMLHttpRequest", "import(", "style="):  # fmt: skip
+    sinks = "innerHTML outerHTML insertAdjacentHTML document.write eval( Function( DOMParser createContextualFragment"
+    for sink in (*sinks.split(), "srcdoc", "fetch(", "XMLHttpRequest", "import(", "style="):
         assert sink not in page, sink
 
 

@@ -120,7 +120,7 @@ def _pack_ranking(ranking: Ranking) -> dict[str, Any]:
     return {
         "row": [line.row for line in lines],
         "rank": [line.rank for line in lines],
-        "score": [short(line.score, 4) for line in lines],
+        "score": [short(line.score) for line in lines],
         "lexical": [short(line.lexical, 3) for line in lines],
         "lexical_rank": [line.lexical_rank for line in lines],
         "spurious": [line.row for line in lines if line.spurious],
