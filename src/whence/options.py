@@ -39,7 +39,7 @@ class TraceOptions(BaseModel):
     )
     layers: tuple[str, ...] = Field(
         default=(),
-        description="Layer patterns like '*.mlp.*'; '!pattern' excludes. Default: every linear map of the blocks.",
+        description="Layer patterns like `*.mlp.*`; `!pattern` excludes. Default: every linear map of the blocks.",
     )
     fit_rows: Literal["auto", "all"] | int = Field(
         default="auto",

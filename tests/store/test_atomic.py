@@ -1,0 +1,120 @@
+"""No reader ever sees half a file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whence.errors import ResourceError, StoreError
+from whence.store import atomic
+
+
+def test_a_file_appears_whole_and_nothing_else(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "deep" / "a.txt", "hello")
+    assert (tmp_path / "deep" / "a.txt").read_text() == "hello"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("point", ["open", "written", "synced"])
+def test_a_failure_before_the_rename_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    path = tmp_path / "a.json"
+    atomic.write_json(path, {"old": 1})
+
+    def fail(reached: str, _path: Path) -> None:
+        if reached == point:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "reach", fail)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), atomic.writing(tmp_path / "a") as part:
+        part.write_text("half")
+        raise ValueError("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_order_of_the_disk_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is synced before the rename, the folder after it (power cuts)."""
+    calls: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), rename(self, to))[1])
+    atomic.write_text(tmp_path / "a", "x")
+    assert calls == ["sync", "rename", "sync"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(_reached: str, _path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(atomic, "reach", full)
+    with pytest.raises(ResourceError, match="no room to write") as caught:
+        atomic.write_text(tmp_path / "a", "x")
+    assert caught.value.exit_code == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(StoreError, match="cannot write"):
+        atomic.write_text(tmp_path / "a" / "b", "x")
+
+
+def test_json_never_holds_a_bare_nan(tmp_path: Path) -> None:
+    value = {
+        "a": math.nan,
+        "b": (np.float32(2), np.int64(3)),
+        "c": Path("x"),
+        "d": np.array([1.0, math.inf]),
+        "e": {"z", "y"},
+    }
+    atomic.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [2, 3],
+        "c": "x",
+        "d": [1, None],
+        "e": ["y", "z"],
+    }
+
+
+def test_text_that_utf8_cannot_hold(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "a", "lone \ud800 surrogate")
+    assert (tmp_path / "a").read_text() == "lone ? surrogate"
+    atomic.write_jsonl(tmp_path / "b", [{"t": "\ud800\x00\x1b"}])
+    assert json.loads((tmp_path / "b").read_text())["t"] == "\ud800\x00\x1b"
+
+
+def test_the_umask_counts(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic.write_text(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_checksum_sees_one_bit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(3_000_000))
+    whole = atomic.checksum(path)
+    data = bytearray(path.read_bytes())
+    data[2_999_999] ^= 1
+    path.write_bytes(data)
+    assert whole.startswith("xxh3:")
+    assert atomic.checksum(path) != whole
