@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -67,7 +66,7 @@ class Products:
         """How many training rows the matrix averages over."""
         return sum(self.source.batch_size(number) for number in self.numbers)
 
-    @cached_property
+    @property
     def note(self) -> str:
         """What was done to the attention of this model, for people."""
         return attention_note(self.source.model)

@@ -75,14 +75,14 @@ class LissaSettings:
 
     Attributes:
         scale: s; at least the largest eigenvalue of any batch plus the damping.
-        damping: added to the curvature, on its own scale.
+        damping: added to the curvature, on its own scale: one number, or one per coordinate [D].
         depth: steps of one run.
         repeats: runs whose answers are averaged (useful only when the batches differ between runs).
         tolerance: relative residual below which a run counts as converged.
     """
 
     scale: float
-    damping: float
+    damping: float | Tensor
     depth: int = 1000
     repeats: int = 1
     tolerance: float = 1e-3
@@ -93,15 +93,17 @@ class LissaSettings:
         Raises:
             CurvatureError: a setting under which the series cannot converge.
         """
-        if self.scale <= 0 or self.depth < 1 or self.repeats < 1 or self.damping < 0:
+        damping = torch.as_tensor(self.damping)
+        lowest, highest = float(damping.min()), float(damping.max())
+        if self.scale <= 0 or self.depth < 1 or self.repeats < 1 or lowest < 0:
             raise CurvatureError(
-                f"LiSSA with scale {self.scale}, damping {self.damping}, depth {self.depth}, repeats {self.repeats}",
+                f"LiSSA with scale {self.scale}, damping {lowest:g}, depth {self.depth}, repeats {self.repeats}",
                 wanted="scale > 0, damping >= 0, depth and repeats of at least 1",
                 try_="the scale of lissa_scale() and a damping of 0.1 x the mean eigenvalue",
             )
-        if self.damping >= self.scale:
+        if highest >= self.scale:
             raise CurvatureError(
-                f"LiSSA with scale {self.scale:.3g} not above its damping {self.damping:.3g}",
+                f"LiSSA with scale {self.scale:.3g} not above its damping {highest:.3g}",
                 wanted="a scale of at least the largest eigenvalue plus the damping",
                 try_="the scale of lissa_scale()",
             )
@@ -162,7 +164,7 @@ def _explain(x_KD: Tensor, runs: Sequence[_Run], settings: LissaSettings) -> Sol
     about = {
         "solver": "LiSSA",
         "scale": settings.scale,
-        "damping": settings.damping,
+        "damping": float(torch.as_tensor(settings.damping).mean()),
         "depth": settings.depth,
         "repeats": settings.repeats,
         "extra_damping": extra_damping,

@@ -36,28 +36,39 @@ class Eigenpairs:
     residuals_R: Tensor
     reason: str
 
-    def inverse(self, block_KD: Tensor, damping: float) -> Tensor:
-        """``(matrix + damping)^-1 block`` with the complement term.
+    def inverse(self, block_KD: Tensor, damping: float | Tensor) -> Tensor:
+        """``(matrix + damping)^-1 block`` with the complement term; damping is one number or one per coordinate.
+
+        D^-1 - D^-1 U' C (I + S C)^-1 U D^-1 with C = diag(values), S = U D^-1 U': Woodbury without inverting C, so
+        eigenvalues of 0 are welcome.
 
         Raises:
-            CurvatureError: damping <= 0, or an eigenvalue at or below -damping.
+            CurvatureError: damping <= 0, or eigenvalues so negative that the damped matrix is not positive.
         """
-        if damping <= 0:
+        shift_D = torch.as_tensor(damping, dtype=block_KD.dtype, device=block_KD.device).expand(block_KD.shape[1])
+        self._check(shift_D)
+        outside_KD = block_KD / shift_D
+        core_RR = (self.vectors_RD / shift_D) @ self.vectors_RD.T
+        middle_RR = torch.eye(len(core_RR), dtype=core_RR.dtype, device=core_RR.device) + core_RR * self.values_R
+        inside_KR = outside_KD @ self.vectors_RD.T
+        weights_KR = torch.linalg.solve(middle_RR, inside_KR.T).T
+        return outside_KD - ((weights_KR * self.values_R) @ self.vectors_RD) / shift_D
+
+    def _check(self, shift_D: Tensor) -> None:
+        smallest = float(shift_D.min())
+        if not smallest > 0:
             raise CurvatureError(
-                f"damping {damping} with {len(self.values_R)} of {self.vectors_RD.shape[1]} directions known",
+                f"damping {smallest} with {len(self.values_R)} of {self.vectors_RD.shape[1]} directions known",
                 wanted="a damping above 0: directions outside the low-rank part have curvature 0",
                 try_="damping relative:0.1, or inverse_within() to drop them as the Arnoldi paper does",
             )
         lowest = float(self.values_R.min()) if len(self.values_R) else 0.0
-        if lowest + damping <= 0:
+        if lowest + smallest <= 0:
             raise CurvatureError(
-                f"the curvature is indefinite: eigenvalue {lowest:.4g} with damping {damping:.4g}",
+                f"the curvature is indefinite: eigenvalue {lowest:.4g} with damping {smallest:.4g}",
                 wanted="every eigenvalue plus the damping above 0",
                 try_=f"a Gauss-Newton matrix, or a damping above {-lowest:.4g}",
             )
-        inside_KR = block_KD @ self.vectors_RD.T
-        gain_R = 1.0 / (self.values_R + damping) - 1.0 / damping
-        return block_KD / damping + (inside_KR * gain_R) @ self.vectors_RD
 
     def inverse_within(self, block_KD: Tensor) -> Tensor:
         """The undamped inverse inside the span only (Schioppa et al. 2022, eq. 5); everything else is dropped."""
