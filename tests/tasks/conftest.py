@@ -29,7 +29,7 @@ CHATML = (
 CHATML_MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
-    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Ignores add_generation_prompt, trims, and drops an earlier turn's thoughts once later turns follow.
@@ -76,7 +76,7 @@ def sentence_piece_like() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=["\n"], show_progress=False)
     core.train_from_iterator(CORPUS * 20, trainer)
     return _wrap(core, bos=True)
 

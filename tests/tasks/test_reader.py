@@ -239,6 +239,15 @@ def test_unknown_columns_name_what_was_found():
     assert "text=sentence" in caught.value.try_
 
 
+def test_a_mapped_column_that_is_not_there():
+    for rows in ([{"sentence": "x"}], [{"text": "x", "sentence": "y"}]):
+        with pytest.raises(DataError, match="'sentense'") as caught:
+            read_rows(rows, options=ReadOptions(columns={"text": "sentense"}))
+        assert "did you mean 'sentence'" in caught.value.try_
+    options = ReadOptions(columns={"text": "sentence"})  # one source may have its own names
+    assert len(read_rows({"a": [{"sentence": "x"}], "b": [{"text": "y"}]}, options=options)) == 2
+
+
 def test_wrong_options():
     for options in (ReadOptions(shape="novel"), ReadOptions(dup_ids="drop"), ReadOptions(max_bad_rows=-1)):  # pyright: ignore
         with pytest.raises(OptionError):
@@ -297,7 +306,8 @@ def test_numpy_values_become_plain():
         ({"prompt": "a ", "completion": "b"}, "a b", ["prompt", "completion"]),
         ({"instruction": "a", "input": "", "output": "b"}, "a\nb", ["instruction", "output"]),
         ({"instruction": "a", "input": "x", "response": "b"}, "a\nx\nb", ["instruction", "input", "output"]),
-        ({"messages": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb", ["user", "assistant"]),
+        ({"messages": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb",
+         ["user", "assistant"]),
         ({"input_ids": [1, 2]}, "1 2", []),
         ({"features": [1.0], "target": 2.0}, "features=[1.0], target=2.0", []),
         ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, "a\nb",

@@ -15,15 +15,18 @@ from whence.errors import DataError, WhenceError
 from whence.tasks.formats import Limits
 from whence.tasks.rows import ReadOptions, read_rows
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 OPTIONS = ReadOptions(max_bad_rows=1.0, dup_ids="suffix", limits=Limits(line_bytes=4096, gzip_floor=2**20))
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
     plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
-names = st.sampled_from(["text", "prompt", "completion", "messages", "input_ids", "labels", "label", "id", "instruction",
-                         "output", "input", "features", "target", "conversations", "attention_mask", "tools", "other"])  # fmt: skip
+NAMES = (
+    "text prompt completion messages conversations input_ids labels attention_mask label id instruction input output "
+    "features target tools other"
+)
+names = st.sampled_from(NAMES.split())
 records = st.dictionaries(names, values, max_size=4)
 
 

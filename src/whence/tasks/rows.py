@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from whence.errors import DataError, OptionError
+from whence.errors import DataError, OptionError, did_you_mean
 from whence.results import SCORED, RowView
 from whence.tasks.formats import LIMITS, Limits, Record
 from whence.tasks.shapes import SHAPES, apply_columns, check_fields, detect_shape, explain_columns, fields_text
@@ -113,8 +113,9 @@ def read_rows(spec: Any, *, options: ReadOptions | None = None) -> Rows:
     _check_options(options)
     sources = open_sources(spec, default_name=options.source, limits=options.limits)
     parts = [_read_source(source, options) for source in sources]
-    rows, bad, ids = _assemble(parts, options.dup_ids)
     columns = sorted({name for part in parts for name in part.columns})
+    _check_mapped(options.columns, columns)
+    rows, bad, ids = _assemble(parts, options.dup_ids)
     check_bad_rows(bad, len(ids), options.max_bad_rows, hint=explain_columns(columns, options.shape))
     shapes = {part.source.name: part.shape for part in parts}
     about = {
@@ -205,9 +206,10 @@ def _read_source(source: Source, options: ReadOptions) -> _Part:
         raise DataError(
             f"{source.place} holds no rows", wanted="at least one row", try_="check that the file is not empty"
         )
-    columns = {name for fields in good[:1000] for name in fields}
+    columns = {name for fields in good for name in fields}
     shape = options.shape if options.shape != "auto" else _majority_shape(good)
     if good and not shape:
+        _check_mapped(options.columns, columns)
         raise DataError(
             f"{source.place}: no known row shape among the columns {', '.join(sorted(columns)) or '(none)'}",
             wanted="text; prompt + completion; messages; instruction + output; input_ids; text + label",
@@ -215,6 +217,17 @@ def _read_source(source: Source, options: ReadOptions) -> _Part:
         )
     verdicts = [(r.code, r.message) if r.fields is None else check_fields(r.fields, shape) for r in records]
     return _Part(source, records, verdicts, shape, columns, before)
+
+
+def _check_mapped(mapped: Mapping[str, str], columns: Iterable[str]) -> None:
+    """A column that the user named must be somewhere; a slip there must not pass for rows of another shape."""
+    for known, theirs in mapped.items():
+        if theirs not in columns:
+            raise DataError(
+                f"there is no column {theirs!r} to take {known!r} from",
+                wanted="a column that the rows have",
+                try_=did_you_mean(theirs, columns),
+            )
 
 
 def _mapped(record: Record, columns: Mapping[str, str]) -> Record:

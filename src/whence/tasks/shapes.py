@@ -49,10 +49,10 @@ def detect_shape(fields: Mapping[str, Any]) -> str:
 def apply_columns(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The record with the user's columns also under the names whence knows.
 
-    A name that whence knows but that the user maps elsewhere is replaced, even when the record has such a column.
+    The user's column comes before one that has the known name already. A record without the user's column stays as it
+    is: with several sources, each may have names of its own.
     """
-    mapped = {known: fields[theirs] for known, theirs in columns.items() if theirs in fields}
-    return {**{k: v for k, v in fields.items() if k not in columns}, **mapped}
+    return {**fields, **{known: fields[theirs] for known, theirs in columns.items() if theirs in fields}}
 
 
 def explain_columns(columns: Sequence[str], shape: str) -> str:
