@@ -205,3 +205,25 @@ def test_sentences_name_the_best_rows(scores):
         assert scores.opponents(q, 1)[0].train_id in query.answer
         assert "response" in query.answer
     assert data.summary.startswith("EK-FAC influence of 39 training rows on 3 questions to the model tiny")
+
+
+def test_normalised_scores_claim_no_nats(make):
+    data = report_data(make(about={"method": "ekfac", "normalise": "relative"}))
+    query = data.queries[0]
+    assert data.unit == "relative units"
+    assert "loss" not in query.answer and "nats" not in query.answer and "relative units" in query.answer
+    assert any("not in nats" in w for w in query.warnings)
+    assert not any("normalised" in w for w in report_data(make()).queries[0].warnings)
+
+
+def test_provenance_is_flat_and_complete(make):
+    about = {
+        "method": "ekfac",
+        "fit": [{"name": "covariance", "rows": 12}],
+        "versions": {"torch": "2"},
+        "quarantine": [{}],
+    }
+    facts = {(f.section, f.name): f.value for f in report_data(make(about=about)).facts}
+    assert facts["How it was computed", "fit · covariance · rows"] == "12"
+    assert facts["Versions", "torch"] == "2"
+    assert not any("quarantine" in name for _, name in facts)

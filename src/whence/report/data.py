@@ -76,6 +76,7 @@ def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
         quarantine=left_out[:QUARANTINE_SHOWN],
         quarantined=len(left_out),
         tables=tuple(extras.tables),
+        unit=words.unit(scores.about),
     )
 
 
@@ -161,7 +162,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
     known = np.isfinite(values)
     spread = statistics.describe(values[known] / scores.n_train)
     verdict = statistics.judge_lexical(values[known], lexical[known]) if lexical is not None else None
-    parts = locate_parts(view.text, view.spans)
+    parts, unit = locate_parts(view.text, view.spans), words.unit(scores.about)
     asked = _asked(view, parts)
     return QueryReport(
         id=query_id,
@@ -171,8 +172,8 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
         label=view.label,
         source=view.source,
         location=view.location,
-        answer=words.answer(ranking, shelf.order, asked),
-        concentration=words.concentration(ranking, spread),
+        answer=words.answer(ranking, shelf.order, asked, of=unit),
+        concentration=words.concentration(ranking, spread, of=unit),
         ranking=ranking,
         distribution=spread,
         lexical=verdict,
@@ -180,7 +181,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
         sources=tuple(totals),
         query_tokens=shelf.extras.query_tokens.get(query_id),
         tokens=tokens,
-        warnings=_warnings(ranking, shelf, verdict),
+        warnings=_warnings(ranking, shelf, verdict, unit=unit),
     )
 
 
@@ -316,9 +317,10 @@ def _similarity(scores: Scores) -> tuple[tuple[float, ...], ...] | None:
     return statistics.rank_correlation(scores.values) if scores.columns is None else None
 
 
-def _warnings(ranking: Ranking, shelf: _Shelf, verdict: LexicalVerdict | None) -> tuple[str, ...]:
+def _warnings(ranking: Ranking, shelf: _Shelf, verdict: LexicalVerdict | None, *, unit: str) -> tuple[str, ...]:
     """Plain warnings about one question's ranking."""
     said = [verdict.sentence] if verdict and verdict.level == "explains" else []
+    said += filter(None, [words.normalised(unit)])
     top = ranking.top(5)
     texts = [" ".join(shelf.view(shelf.order[line.row]).text.casefold().split()) for line in top]
     same = len(texts) - len(set(texts)) if all(texts) else 0

@@ -287,6 +287,7 @@ class ReportData:
         facts / command: provenance.
         quarantine / quarantined: rows left out (the first of them) and how many there are.
         tables: extra tables.
+        unit: of the effects: nats, or the name of the scale of normalised scores.
     """
 
     title: str
@@ -305,3 +306,4 @@ class ReportData:
     quarantine: tuple[LeftOut, ...]
     quarantined: int
     tables: tuple[Table, ...] = ()
+    unit: str = "nats"

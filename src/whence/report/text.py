@@ -89,7 +89,7 @@ def _question(query: QueryReport) -> Text:
 def _line(data: ReportData, line: Line, colour: str, width: int) -> Grid:
     """Two or three lines: numbers; where the row is; how it begins."""
     row = data.rows[line.row]
-    numbers = f"{words.signed(line.removal_effect)} nats   {words.percent(line.share)} of its side"
+    numbers = f"{words.signed(line.removal_effect)} {data.unit}   {words.percent(line.share)} of its side"
     if line.lexical is not None:
         numbers += f"   words #{line.lexical_rank:,}" if line.lexical_rank else "   no shared word"
     where = [row.id, row.location or row.source, row.status if row.status != "scored" else ""]

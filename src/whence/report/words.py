@@ -87,21 +87,34 @@ def summarise(about: Mapping[str, Any], n_train: int, queries: int) -> str:
     return said + (f"; damping {damping}." if damping else ".")
 
 
-def answer(ranking: Ranking, ids: Sequence[str], asked: str) -> str:
+def unit(about: Mapping[str, Any]) -> str:
+    """Of score / N: nats, unless the scores were normalised, which leaves an order but no size in nats."""
+    normalised = first(about.get("normalise"), ("name",))
+    return "nats" if normalised in ("", "none") else f"{normalised} units"
+
+
+def normalised(of: str) -> str:
+    """The caution that belongs to scores in a unit other than nats; nothing for nats."""
+    if of == "nats":
+        return ""
+    return (
+        f"These scores are normalised: sizes are in {of}, not in nats, and predict no change of loss. Read the order."
+    )
+
+
+def answer(ranking: Ranking, ids: Sequence[str], asked: str, *, of: str = "nats") -> str:
     """Who pushed hardest towards (or against) what was asked, which is called a response, a label or a text."""
     top, bottom = ranking.top(1), ranking.bottom(1)
     if not top and not bottom:
         return f"No training row moves this {asked}: every score is zero or missing."
-    said = ""
+    said = f"No training row supports this {asked}."
     if top:
-        said = (
-            f"Training row {ids[top[0].row]} supports this {asked} most: without it, the {asked}'s loss is "
-            f"predicted to rise by {number(top[0].removal_effect)} nats{_likelihood(top[0], asked)}."
-        )
-    else:
-        said = f"No training row supports this {asked}."
+        effect = number(top[0].removal_effect)
+        said = f"Training row {ids[top[0].row]} supports this {asked} most"
+        said += f": without it, the {asked}'s loss is predicted to rise by {effect} nats" if of == "nats" else ""
+        said += (_likelihood(top[0], asked) if of == "nats" else f" (+{effect} {of})") + "."
     if bottom:
-        said += f" Row {ids[bottom[0].row]} works most against it ({signed(bottom[0].removal_effect)} nats)."
+        said += f" Row {ids[bottom[0].row]} works most against it ({signed(bottom[0].removal_effect)} {of})."
     return said
 
 
@@ -113,7 +126,7 @@ def _likelihood(line: Line, asked: str) -> str:
     return f", which makes the {asked} about {percent(drop)} less likely"
 
 
-def concentration(ranking: Ranking, spread: Distribution | None) -> str:
+def concentration(ranking: Ranking, spread: Distribution | None, *, of: str = "nats") -> str:
     """How concentrated the influence is."""
     if spread is None or not ranking.proponents:
         return "There is no positive influence to share out."
@@ -129,7 +142,7 @@ def concentration(ranking: Ranking, spread: Distribution | None) -> str:
     if ranking.complete:
         largest = max(abs(line.removal_effect) for line in ranking.lines)
         flat = abs(spread.median) < 1e-2 * largest
-        said += f" The median row moves the loss by {'almost nothing' if flat else signed(spread.median) + ' nats'}."
+        said += f" The median row has {'almost none' if flat else signed(spread.median) + ' ' + of}."
     return said
 
 
@@ -188,7 +201,7 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 def facts(about: Mapping[str, Any]) -> tuple[Fact, ...]:
     """All of ``about``, flattened, in sections for the provenance table."""
-    skipped = {"warnings", "command", "validation"}
+    skipped = {"warnings", "command", "validation", "quarantine"}
     found = [
         Fact(_section(key), name, text)
         for key, value in about.items()
@@ -210,6 +223,10 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
         bare = name.lower() in _SECTIONS  # the section's title says it already
         for key, inner in value.items():
             yield from _flatten(str(key) if bare else f"{name} · {key}", inner)
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+        for n, item in enumerate(value[:_LIST_MOST], start=1):
+            called = str(item.get("name") or n)
+            yield from _flatten(f"{name} · {called}", {k: v for k, v in item.items() if k != "name"})
     else:
         yield name.replace("_", " "), _value(value)
 

@@ -51,7 +51,7 @@ function drawHistogram(spread) {
     spread.counts.forEach((n, i) => {
       const [a, b] = [spread.edges[i], spread.edges[i + 1]];
       const kind = a >= 0 ? "pro" : b <= 0 ? "opp" : "none";
-      if (n) add(canvas, bar(left + i * step + 0.5, base - up(n), step - 1, up(n), "fill-" + kind, `${plural(n, "row")} from ${signed(a)} to ${signed(b)} nats`));
+      if (n) add(canvas, bar(left + i * step + 0.5, base - up(n), step - 1, up(n), "fill-" + kind, `${plural(n, "row")} from ${signed(a)} to ${signed(b)} ${DATA.unit}`));
     });
     add(canvas, rule(left, base, width - right, base, "axis"));
     const side = (bins - 1) / 2;
@@ -63,7 +63,7 @@ function drawHistogram(spread) {
       at(side + 0.5, "0");
     }
     add(canvas, label(left, height - 6, "\u25bc against", "start", "tick opp-text"), label(width - right, height - 6, "for \u25b2", "end", "tick pro-text"),
-      label(left + (width - left - right) / 2, height - 6, "nats, log scale either side"));
+      label(left + (width - left - right) / 2, height - 6, DATA.unit + ", log scale either side"));
   };
 }
 

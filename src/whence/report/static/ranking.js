@@ -5,7 +5,7 @@ const PAGE = 50, MORE = 200;
 const SORTS = {
   rank: { title: "#", help: "Rank among all scored rows; 1 supports most", value: (l) => l.rank, up: true },
   text: { title: "Training row", help: "Text, id, source and place", value: (l) => DATA.rows.id[l.row], up: true },
-  effect: { title: "Effect, nats", help: "Predicted rise of the loss if this row were left out of training", value: (l) => l.score, number: true },
+  effect: { title: "Effect", help: "Predicted rise of the loss if this row were left out of training", value: (l) => l.score, number: true },
   score: { title: "Score", help: "Raw score: effect times the number of training rows", value: (l) => l.score, number: true },
   size: { title: "Size", help: "Strongest either way", value: (l) => Math.abs(l.score), number: true, hidden: true },
   share: { title: "Share", help: "Of the influence on its side", value: (l) => l.share, number: true },
@@ -100,7 +100,7 @@ function tableHead() {
     const on = VIEW.sort === key;
     add(head, el("th", { scope: "col", class: sort.number ? "num" : key, "aria-sort": on ? (VIEW.down ? "descending" : "ascending") : "none", title: sort.help },
       el("button", { type: "button", class: "plain", onclick: () => { VIEW.down = on ? !VIEW.down : !sort.up; VIEW.sort = key; refill(key); } },
-        sort.title, el("span", { class: "sorted", "aria-hidden": "true" }, on ? (VIEW.down ? " \u2193" : " \u2191") : ""))));
+        key === "effect" ? `${sort.title}, ${DATA.unit}` : sort.title, el("span", { class: "sorted", "aria-hidden": "true" }, on ? (VIEW.down ? " \u2193" : " \u2191") : ""))));
   }
   if (VIEW.compare !== "") add(head, said("th", "num beside", "Effect: " + queryName(+VIEW.compare), { scope: "col" }));
   return el("thead", {}, head);
@@ -248,7 +248,7 @@ function detailNode(line) {
   tokenView(reading, query, row);
   if (r.clipped[row]) add(reading, el("p", { class: "note" }, `${count(r.clipped[row])} further characters are not in this report.`));
   const side = tellers(line.score);
-  const list = [["Effect of removing it", signed(line.effect) + " nats"], ["Score", signed(line.score)], ["Share of its side", percent(line.share)],
+  const list = [["Effect of removing it", signed(line.effect) + " " + DATA.unit], ["Score", signed(line.score)], ["Share of its side", percent(line.share)],
     ["Rank", `${count(line.rank)} of ${count(query.ranking.scored)}`], ["Percentile", line.percentile.toFixed(2)],
     line.lexical !== null && ["Word overlap (BM25)", line.lexicalRank ? `${number(line.lexical)}, rank ${count(line.lexicalRank)}` : "none"],
     r.self[row] !== null && ["Self-influence", number(r.self[row])], ["Status", r.status[row]], ["Source", r.sources[r.source[row]] || "–"], ["Place", r.location[row] || "–"], ["Id", r.id[row]]];
@@ -313,7 +313,7 @@ function rowLayers(query, row) {
   if (!scores) return null;
   const items = scores.map((value, i) => ({ name: DATA.layers[i], value: value / DATA.n_train }));
   items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-  return figure("Its strongest layers", "Nats; all layers add up to the effect.", drawBars(items.slice(0, 6), signed), Math.min(6, items.length) * 24 + 6);
+  return figure("Its strongest layers", `In ${DATA.unit}; all layers add up to the effect.`, drawBars(items.slice(0, 6), signed), Math.min(6, items.length) * 24 + 6);
 }
 
 /* Export: the same columns as export.py, text cells disarmed for spreadsheets. */

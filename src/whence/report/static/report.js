@@ -116,7 +116,7 @@ async function start() {
   learnUnseen(DATA.unseen);
   document.title = DATA.title + " \u00b7 whence";
   header();
-  add(document.getElementById("foot"), el("p", {}, "Positive = proponent: seeing the row more makes the answer more likely. Effects are in nats: score divided by the ", count(DATA.n_train), " training rows."), el("p", {}, "Made by whence. This file is complete: it loads nothing and sends nothing."));
+  add(document.getElementById("foot"), el("p", {}, "Positive = proponent: seeing the row more makes the answer more likely. Effects are in " + DATA.unit + ": score divided by the ", count(DATA.n_train), " training rows."), el("p", {}, "Made by whence. This file is complete: it loads nothing and sends nothing."));
   readHash();
   window.addEventListener("hashchange", readHash);
   document.addEventListener("keydown", onKey);

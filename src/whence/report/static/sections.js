@@ -67,7 +67,7 @@ function card(line, side, largest) {
   const r = DATA.rows, width = 100 * Math.abs(line.score) / largest;
   const words = line.lexical === null ? "" : line.lexicalRank ? ` \u00b7 words #${count(line.lexicalRank)}` : " \u00b7 no shared word";
   return el("li", { class: "card" },
-    el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " nats")), said("span", "id", r.id[line.row]),
+    el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " " + DATA.unit)), said("span", "id", r.id[line.row]),
       said("span", "place", r.location[line.row] || r.sources[r.source[line.row]]), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
     el("svg", { class: "cardbar", viewBox: "0 0 100 3", preserveAspectRatio: "none", "aria-hidden": "true" }, bar(0, 0, width, 3, "fill-" + side.className)),
     el("button", { type: "button", class: "plain card-open", title: "Open in the list", onclick: () => goTo(line.row) }, excerpt(line.row, 280, "span")));
@@ -80,7 +80,7 @@ function spreadSection() {
   const shares = [0, 0.25, 0.5, 0.75, 1].map((at) => ({ at, text: 100 * at + " %" }));
   const powers = (low, high) => decades(low, high).map((at) => ({ at, text: tiny(at) }));
   const charts = el("div", { class: "charts" });
-  add(charts, figure("All scores", `${plural(of.proponents, "row")} for, ${count(of.opponents)} against; median ${signed(spread.median)} nats.`, drawHistogram(spread)));
+  add(charts, figure("All scores", `${plural(of.proponents, "row")} for, ${count(of.opponents)} against; median ${signed(spread.median)} ${DATA.unit}.`, drawHistogram(spread)));
   add(charts, figure("How many rows carry how much", `Half of the positive influence sits in ${plural(spread.half_in, "row")}; the strongest 1 % of rows carry ${percent(spread.top_1_percent)}.`,
     drawCurve(spread.cumulative, { logX: true, xMin: 1, xMax: Math.max(2, n), yMin: 0, yMax: 1, xTicks: powers(1, Math.max(2, n)), yTicks: shares, xLabel: "strongest proponents taken together", yLabel: "", half: spread.half_in })));
   const tail = spread.tail, points = spread.survival.filter(([, share]) => share <= 0.95);
@@ -89,7 +89,7 @@ function spreadSection() {
     const at = tail.count / n, end = Math.min(high, tail.minimum * (least / at) ** (-1 / (tail.exponent - 1)));
     const fit = [[tail.minimum, at], [end, at * (end / tail.minimum) ** (1 - tail.exponent)]];
     add(charts, figure("The tail", `Power law with exponent ${tail.exponent.toFixed(2)} fitted to the ${tail.count} strongest; ${tail.p_value < 0.1 ? "the fit is poor" : "the data do not rule it out"} (KS p = ${tail.p_value.toFixed(2)}).`,
-      drawCurve(points, { logX: true, logY: true, xMin: low, xMax: high, yMin: least, yMax: 1, xTicks: powers(low, high), yTicks: powers(least, 1), xLabel: "at least this effect, nats", yLabel: "share of proponents", fit })));
+      drawCurve(points, { logX: true, logY: true, xMin: low, xMax: high, yMin: least, yMax: 1, xTicks: powers(low, high), yTicks: powers(least, 1), xLabel: "at least this effect, " + DATA.unit, yLabel: "share of proponents", fit })));
   }
   add(charts, figure("Inequality", `Gini ${spread.gini.toFixed(2)}: 0 means that all proponents count alike, 1 that one has everything.`,
     drawCurve(spread.lorenz, { xMin: 0, xMax: 1, yMin: 0, yMax: 1, xTicks: shares, yTicks: shares, xLabel: "proponents, weakest first", yLabel: "", diagonal: true })));
@@ -117,7 +117,7 @@ function sourcesSection() {
   const sources = DATA.queries[VIEW.q].sources;
   if (!sources.length) return null;
   const items = sources.slice(0, 30).map((s) => ({ name: s.source || "(no name)", value: s.total, low: s.rows > 1 ? s.low : undefined, high: s.rows > 1 ? s.high : undefined, tip: `${s.source}: ${plural(s.rows, "row")}, ${s.top_100} of the 100 strongest proponents` }));
-  const table = el("table", { class: "small" }, el("caption", { class: "unseen" }, "Totals by source"), el("thead", {}, el("tr", {}, ["Source", "Rows", "Total, nats", "95 % interval", "Of the top 100"].map((t, i) => el("th", { scope: "col", class: i ? "num" : "" }, t)))),
+  const table = el("table", { class: "small" }, el("caption", { class: "unseen" }, "Totals by source"), el("thead", {}, el("tr", {}, ["Source", "Rows", "Total, " + DATA.unit, "95 % interval", "Of the top 100"].map((t, i) => el("th", { scope: "col", class: i ? "num" : "" }, t)))),
     el("tbody", {}, sources.slice(0, 30).map((s) => el("tr", {}, said("th", "", s.source || "(no name)", { scope: "row" }), el("td", { class: "num" }, count(s.rows)), el("td", { class: "num" }, signed(s.total)), el("td", { class: "num" }, s.rows > 1 ? `${signed(s.low)} to ${signed(s.high)}` : "one row"), el("td", { class: "num" }, count(s.top_100))))));
   return el("section", { id: "sources", "aria-labelledby": "sources-title" }, el("h2", { id: "sources-title" }, "Which sources it comes from"),
     el("p", { class: "note" }, "Summed effect of all rows of a source, with a 95 % bootstrap interval over its rows. Sums over many rows are only first-order estimates."),
@@ -127,7 +127,7 @@ function sourcesSection() {
 function questionsSection() {
   const section = el("section", { id: "questions", "aria-labelledby": "questions-title" }, el("h2", { id: "questions-title" }, "All questions"));
   if (DATA.queries.length < 2) return null;
-  const table = el("table", { class: "small" }, el("caption", { class: "unseen" }, "All questions"), el("thead", {}, el("tr", {}, ["Question", "Strongest proponent", "Effect, nats", "Top 10 carry", "Words"].map((t, i) => el("th", { scope: "col", class: i > 1 ? "num" : "" }, t)))));
+  const table = el("table", { class: "small" }, el("caption", { class: "unseen" }, "All questions"), el("thead", {}, el("tr", {}, ["Question", "Strongest proponent", "Effect, " + DATA.unit, "Top 10 carry", "Words"].map((t, i) => el("th", { scope: "col", class: i > 1 ? "num" : "" }, t)))));
   const body = el("tbody", {}, DATA.queries.map((query, i) => {
     const top = query.ranking.score[0] > 0 ? query.ranking.row[0] : null;
     return el("tr", { class: i === VIEW.q ? "current" : "" }, el("th", { scope: "row" }, el("button", { type: "button", class: "plain link", onclick: () => { showQuery(i); window.scrollTo(0, 0); } }, said("span", "", queryName(i)))),
