@@ -12,33 +12,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "sat",
-    "ran",
-    "flew",
-    "on",
-    "under",
-    "over",
-    "mat",
-    "log",
-    "tree",
-    "and",
-    "then",
-    "slept",
-    "happily",
-    ".",
-    "who",
-    "where",
-    "did",
-    "it",
-    "go",
-    "?",
-]
+WORDS = tuple(
+    "the a cat dog bird sat ran flew on under over mat log tree and then slept happily . who where did it go ?".split()  # noqa: SIM905 - as prose
+)
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 

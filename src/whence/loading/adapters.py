@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,9 @@ def attach_adapter(base: nn.Module, folder: Path, weights: Literal["safetensors"
             wanted="adapter weights as safetensors",
             try_="save it again with a current peft" + (", or --allow-pickle-weights if you trust it" if found else ""),
         )
-    model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # missing and surplus keys are only warned about; below they are an error
+        model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type]
     stored = _names(folder)
     wanted = set(get_peft_model_state_dict(model))
     lacking = sorted(wanted - stored)

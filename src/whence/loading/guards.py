@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from whence.errors import ModelError
+from whence.errors import ModelError, WhenceError
 from whence.loading.places import read_object
 
 Weights = Literal["safetensors", "pickle"]
@@ -75,7 +75,15 @@ def explained(place: str) -> Iterator[None]:
     """Loader failures as one sentence; the cause stays attached for --debug."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
+    except WhenceError:
+        raise
+    except Exception as error:  # config, weights, tokenizer and hub code raise two dozen types between them
+        if type(error).__name__ == "UnpicklingError":
+            raise ModelError(
+                f"{place} holds a pickle with more in it than tensors",
+                wanted="weights; anything else in a pickle is code that would run",
+                try_="safetensors from whoever made it",
+            ) from error
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         local = Path(place).is_dir()
         remote = "trust_remote_code" in str(error)

@@ -192,6 +192,7 @@ def _full_model(request: _Request, config: Any) -> nn.Module:
             try_=did_you_mean(request.task, AUTO_CLASSES),
         )
     words = request.keywords() | {"dtype": _dtype(request, config), "output_loading_info": True}
+    words["ignore_mismatched_sizes"] = True  # they come back in the info, and are then an error that names them
     if request.weights == "safetensors":
         words["use_safetensors"] = True
     if request.attention != "auto":
