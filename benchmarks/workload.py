@@ -25,6 +25,7 @@ from benchmarks import corpus
 
 WORK = Path(__file__).resolve().parent / ".work"
 BATCH = 32
+PEAK_RATE = 2e-3
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -95,31 +96,35 @@ def new_model(sizes: Sizes, *, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def summed_loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Next-token loss of a batch (B x T integers), summed over examples and tokens, in nats."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+def summed_loss(model: torch.nn.Module, tokens: torch.Tensor, *, padding: int = -100) -> torch.Tensor:
+    """Next-token loss of a batch (B x T integers), summed over examples and tokens but padding, in nats."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=padding)
 
 
-def train(model: LlamaForCausalLM, rows: np.ndarray, *, epochs: int, peak_rate: float = 2e-3) -> float:
-    """Train on the rows, shuffled each epoch, AdamW with a one-cycle rate; returns the last epoch's loss per token."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01)
+def train(model: LlamaForCausalLM, rows: np.ndarray, *, epochs: int, padding: int = -100) -> float:
+    """Train on the rows, shuffled each epoch, AdamW with a one-cycle rate; returns the last epoch's loss per token.
+
+    Tokens equal to `padding` carry no loss.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01)
     batches = -(-len(rows) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=epochs * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=epochs * batches)
     shuffle = np.random.default_rng(0)
     per_token = 0.0
     model.train()
     for epoch in range(epochs):
         total = 0.0
         for chosen in np.array_split(shuffle.permutation(len(rows)), batches):
-            loss = summed_loss(model, torch.from_numpy(rows[chosen]))
-            (loss / (len(chosen) * (rows.shape[1] - 1))).backward()
+            loss = summed_loss(model, torch.from_numpy(rows[chosen]), padding=padding)
+            (loss / (rows[chosen, 1:] != padding).sum()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             total += loss.item()
-        per_token = total / (len(rows) * (rows.shape[1] - 1))
+        per_token = total / float((rows[:, 1:] != padding).sum())
         print(f"epoch {epoch + 1}/{epochs}: {per_token:.3f} nats per token", flush=True)
     model.eval()
     return per_token
