@@ -1,4 +1,4 @@
-"""Factors in diagonal blocks, Shampoo's basis, and every damping of K-FAC, against dense matrices written out by hand."""
+"""Factors in diagonal blocks, the basis of Shampoo, and every damping of K-FAC, against dense matrices."""
 
 from __future__ import annotations
 
