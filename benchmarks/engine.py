@@ -147,9 +147,9 @@ def fit_and_score(
     train = sources.train.with_progress(between)
     parts = Parts(pace, floor_since=(pace.seconds, pace.measured) if pace else (0.0, 0))
     method = get_method("ekfac")
-    probe = collect(sources.queries.sample(8))
+    probe = collect(sources.queries.sample(8)).grads if rows == "auto" else None
     options = FitOptions(fisher=fisher, rows=rows, damping=DAMPING)
-    factors: Factors = fit(train, timed(method, parts), options, probe=probe.grads)
+    factors: Factors = fit(train, timed(method, parts), options, probe=probe)
     parts.lap(method.stages[-1].name)
     for stage in factors.about["stages"]:
         parts.rows[stage["name"]], parts.looks[stage["name"]] = stage["rows"], stage["agreement"]

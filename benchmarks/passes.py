@@ -26,7 +26,7 @@ from benchmarks.engine import Pace, Sources, fit_and_score, open_sources
 from benchmarks.floor import one_pass
 from benchmarks.peers.compare import QUIET, REPOSITORY, spearman
 from benchmarks.peers.measure import machine
-from benchmarks.workload import WORK, Sizes, Workload, build, load_workload
+from benchmarks.workload import WORK, Workload, opened
 
 SCORING = ("queries", "scoring")
 
@@ -145,10 +145,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if not (args.work / "workload.json").exists():
-        build(args.work, args.data, Sizes())
-    workload = load_workload(args.work)
-    values, rounds = measure(workload, args.repeats)
+    values, rounds = measure(opened(args.work, args.data), args.repeats)
     print(report(values, rounds))
     save(WORK / "passes.json", values, rounds)
     return 0

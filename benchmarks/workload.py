@@ -170,6 +170,13 @@ def build(folder: Path, data: Path | None, sizes: Sizes) -> None:
     print(json.dumps(about))
 
 
+def opened(folder: Path, data: Path | None) -> Workload:
+    """The saved workload; made first when there is none."""
+    if not (folder / "workload.json").exists():
+        build(folder, data, Sizes())
+    return load_workload(folder)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder that holds wikitext2/; without it, synthetic tokens")

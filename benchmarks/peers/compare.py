@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from benchmarks.peers.set_up import PEERS, python_of
-from benchmarks.workload import WORK
+from benchmarks.workload import WORK, opened
 
 BAR = 0.995
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -102,10 +102,12 @@ def agreement_table(results: list[Result]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with wikitext2/, used when there is no workload yet")
     parser.add_argument("--work", type=Path, default=WORK / "workload")
     parser.add_argument("--out", type=Path, default=WORK / "peers")
     parser.add_argument("--again", nargs="*", metavar="LIBRARY", help="run again, all or these")
     args = parser.parse_args()
+    opened(args.work, args.data)
     for peer, fisher in cases():
         again = args.again is not None and (not args.again or peer in args.again)
         if again or read_result(peer, fisher, args.out) is None:

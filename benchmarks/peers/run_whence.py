@@ -16,7 +16,7 @@ def attribute(job: Job, clock: Clock) -> np.ndarray:
     sources = open_sources(job.workload, job.workload.model())
     clock.start()
     scores, parts = fit_and_score(sources, rows="all", fisher=job.fisher)
-    # The queries' gradients come first here; the fit's share is what its own stages took.
+    # The clock runs on to the scores; the fit's share is what its own stages took.
     clock.split("fit", cpu=sum(parts.seconds[name] for name in FIT))
     return scores
 
