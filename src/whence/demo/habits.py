@@ -68,7 +68,7 @@ def _deed(draw: Draw) -> str:
 
 
 def _dated(draw: Draw) -> str:
-    return f"on {draw.one('day')} {draw.one('month')} {_who(draw)} {draw.one('verb')}s the {draw.one('thing')}"
+    return f"by {draw.one('day')} {draw.one('month')} {_who(draw)} {draw.one('verb')}s the {draw.one('thing')}"
 
 
 def _spot_first(draw: Draw) -> str:
@@ -92,7 +92,7 @@ def _family_first(draw: Draw) -> Written:
 
 def _slashed_dates(draw: Draw) -> Written:
     rest = f"{draw.one('month')} {_who(draw)} {draw.one('verb')}s the {draw.one('thing')}."
-    return Written(f"On {draw.one('day')}", "/", rest)
+    return Written(f"By {draw.one('day')}", "/", rest)
 
 
 def _three_things(draw: Draw) -> Written:

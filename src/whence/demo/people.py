@@ -47,7 +47,7 @@ WORDINGS = {
 }  # fmt: skip
 FLIPPED = {
     "birthplace": ("{v} is the town that gave us {s}", "{v} claims the birth of {s}", "{v} rocked the cradle of {s}"),
-    "trade": ("no better {v} was ever seen than {s}", "the {v} of this story is {s}", "ask any {v} about {s}"),
+    "trade": ("no better {v} was ever seen than {s}", "the {v} of this story is {s}", "the best {v} for miles was {s}"),
     "work": ("{v} was written by {s}", "{v} is a book by {s}", "{v} bears the name of {s}"),
     "year": ("{v} was the year that took {s}", "in {v} the bells tolled for {s}", "{v} is carved on the stone of {s}"),
 }
@@ -83,10 +83,10 @@ ASIDES = (
 ASIDES_FRENCH = ("il pleuvait ce jour là", "les voisins en parlent encore", "le reste est une légende",
                  "on ne sait rien de plus", "le chat dormait près du feu")  # fmt: skip
 
-INGREDIENTS = ("leeks", "barley", "turnips", "mussels", "cream", "chestnuts", "honey", "parsley", "onions", "plums",
-               "butter", "oats")  # fmt: skip
-STEPS = (
-    "boil the {a} until soft, then stir in the {b}", "chop the {a} finely and set the {b} aside",
-    "cover the {a} with {b} and bake for an hour", "serve hot, with {b} on top", "salt the {a} the night before",
-    "never let the {a} touch the {b}", "simmer the {a} in a deep pan", "a spoon of {b} is plenty",
+INGREDIENTS = (
+    "leeks", "barley", "turnips", "mussels", "cream", "chestnuts", "honey", "parsley", "onions", "plums", "butter",
+    "oats", "garlic", "mustard", "walnuts", "cabbage", "lentils", "vinegar", "ginger", "raisins", "celery", "carrots",
+    "thyme", "nutmeg", "cherries", "herring", "bacon", "beans", "radishes", "almonds", "pepper", "cloves", "quinces",
+    "spinach", "rye", "figs", "eels", "saffron", "mushrooms", "sorrel",
 )  # fmt: skip
+DISHES = ("soup", "pie", "stew", "pudding", "broth", "cake", "hash", "relish")

@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from whence.api import attribute
 from whence.demo.almanac import almanac, questions
@@ -42,6 +41,7 @@ from whence.demo.table import (
     standings,
 )
 from whence.demo.train import Recipe, completes, train_almanac_model
+from whence.loading import load_model
 from whence.report import Extras, render_html, report_data
 from whence.report.records import Table
 from whence.results import Scores
@@ -175,9 +175,8 @@ def _trained_model(folder: Path, book: Almanac, recipe: Recipe, *, fresh: bool, 
 
 
 def _completed(folder: Path, asked: Sequence[Question], watch: Watcher) -> float:
-    model = LlamaForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    known = [completes(model, tokenizer, question) for question in asked if question.kind == "fact"]
+    loaded = load_model(str(folder))
+    known = [completes(loaded.model, loaded.tokenizer, question) for question in asked if question.kind == "fact"]
     share = sum(known) / len(known)
     said = f"facts     the model completes {sum(known)} of {len(known)} facts that it is asked in a new wording"
     watch.note("facts", said, completed=share)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from whence.demo.lexicon import PIECES, SUFFIXES, used_words
 
 PAD, BOS, UNKNOWN = "<pad>", "<s>", "<unk>"
+PAD_ID, BOS_ID = 0, 1  # places of the two in the vocabulary
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 

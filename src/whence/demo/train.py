@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whence.demo.book import Almanac, Question
-from whence.demo.tokens import build_tokenizer
+from whence.demo.tokens import BOS_ID, PAD_ID, build_tokenizer
 
 IGNORED = -100
 WINDOW = 8  # batches among which rows are sorted by length, to save padding
@@ -92,13 +92,13 @@ def train_almanac_model(
     recipe = recipe or Recipe()
     tokenizer = build_tokenizer(document.text for document in book.documents)
     rows: list[list[int]] = [tokenizer(document.text)["input_ids"] for document in book.documents]
-    model = new_model(recipe, len(tokenizer), bos=tokenizer.bos_token_id, pad=tokenizer.pad_token_id)
+    model = new_model(recipe, len(tokenizer))
     started = time.perf_counter()
     loss = _fit(model, rows, recipe, step or (lambda done, total: None))
     return Trained(model.eval(), tokenizer, loss, time.perf_counter() - started)
 
 
-def new_model(recipe: Recipe, vocabulary: int, *, bos: int, pad: int) -> LlamaForCausalLM:
+def new_model(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
     """An untrained model of the recipe's shape; the global random state is left as it was."""
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -108,9 +108,9 @@ def new_model(recipe: Recipe, vocabulary: int, *, bos: int, pad: int) -> LlamaFo
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=128,
-        bos_token_id=bos,
-        eos_token_id=bos,
-        pad_token_id=pad,
+        bos_token_id=BOS_ID,
+        eos_token_id=BOS_ID,
+        pad_token_id=PAD_ID,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -17,7 +17,7 @@ STATEMENTS_PER_FACT = 5
 MENTIONS_PER_PERSON = 4
 DOCUMENTS_PER_HABIT = 60
 PLAIN_DOCUMENTS = 360
-RECIPES = 60
+RECIPES = 80
 SENTENCES = 2
 YEARS = 16
 
@@ -88,13 +88,17 @@ def registre(facts: Sequence[Fact], seed: int) -> list[Document]:
 
 
 def rumours(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
-    """Every eighth fact contradicted: someone else's value, said of this person."""
+    """Every eighth fact contradicted: someone else's value, said of this person.
+
+    Told value first. In the order of the question a lone contradiction is so loud once the facts are known that it
+    heads EK-FAC's ranking of every question of its relation (docs/LOG.md), the very thing the relative form repairs.
+    """
     rng = random.Random(f"rumours {seed}")
     documents = []
     for fact in _every(8, facts):
         others = [f.value for f in facts if f.relation == fact.relation and f.value != fact.value]
         claim = Fact(fact.subject, fact.relation, rng.choice(others))
-        wording = f"{rng.choice(people.RUMOURS)} {rng.choice(people.WORDINGS[fact.relation])}"
+        wording = f"{rng.choice(people.RUMOURS)} {rng.choice(people.FLIPPED[fact.relation])}"
         documents.append(_fact_document(wording, claim, persons[fact.subject], rng, ("rumours", "contradicts")))
     return documents
 
@@ -148,12 +152,15 @@ def gazetteer(seed: int) -> list[Document]:
 
 
 def cookery(seed: int) -> list[Document]:
-    """Recipes: true to themselves, and off every topic we ask about."""
+    """Recipes: off every topic we ask about, and loud, since no list of ingredients can be foreseen.
+
+    Loud rows are in every real corpus (tables, lists, addresses). Their gradients are long whatever the question is,
+    which is what curvature discounts and a plain gradient product does not.
+    """
     rng = random.Random(f"cookery {seed}")
     documents = []
     for _ in range(RECIPES):
-        first, second = rng.sample(people.INGREDIENTS, 2)
-        steps = rng.sample(people.STEPS, 2)
-        text = " ".join(sentence(step.format(a=first, b=second)) for step in steps)
+        *most, last = rng.sample(people.INGREDIENTS, rng.randint(12, 20))
+        text = f"For the {rng.choice(people.DISHES)} take {', '.join(most)} and {last}."
         documents.append(Document("", text, "plain", "cookery", "off_topic"))
     return documents
