@@ -26,10 +26,12 @@ from whence.results import RENDERERS, Scores
 from whence.scores.relative import cosine_scores, relative_scores
 from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, prepare_queries
 from whence.scores.sinks import AllScores, TopK
+from whence.stages import Pretraining, attribute_stages
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv
 from whence.store.run import add_file, claimed, load_scores, save_scores
 from whence.tasks.base import Task
+from whence.tokenwise import Sides, look_closer
 from whence.watch import Silent, Watcher
 
 REPORT = "report.html"
@@ -57,7 +59,8 @@ def attribute(
         watch: hears what is derived and how far the work is.
         options: a ``TraceOptions`` record or mapping.
         overrides: single options by name (``method="kfac"``, ``damping=whence.relative(0.01)``, ``top_k=100`` ...).
-            ``method`` may be a ``Method`` and ``task`` a ``Task`` object.
+            ``method`` may be a ``Method`` and ``task`` a ``Task`` object. ``pretraining={"model": base, "data": rows}``
+            (and perhaps ``alpha``) also asks the rows of the stage of training before this one.
 
     Returns:
         Scores with texts, word overlap and provenance.
@@ -75,7 +78,7 @@ def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
     Raises:
         WhenceError: as ``attribute``; OptionError when there is no question.
     """
-    ask = _resolve(request.options, {}, watch)
+    ask = _resolve(request.options, {"pretraining": _pretraining(request)}, watch)
     scores = _run(ask, request.model, list(request.data), _asked(request), request=request, out=request.out)
     if request.report:
         write_report(scores, request.report)
@@ -160,6 +163,7 @@ class _Ask:
     options: TraceOptions
     task: Task | None
     watch: Watcher
+    pretraining: Pretraining | None = None
 
 
 def _resolve(
@@ -167,9 +171,9 @@ def _resolve(
 ) -> _Ask:
     """Objects given in place of names are used as they are and recorded by name."""
     named = {k: v for k, v in overrides.items() if v is not None}
-    given, task = named.get("method"), named.get("task")
+    given, task, before = named.get("method"), named.get("task"), named.pop("pretraining", None)
     if isinstance(given, Method):
-        named["method"] = given.name
+        named["method"] = given.spec
     if isinstance(named.get("damping"), Damping):
         named["damping"] = str(named["damping"])
     if task is not None and not isinstance(task, str):
@@ -177,7 +181,20 @@ def _resolve(
     settings = trace_options(options, **named)
     method = given if isinstance(given, Method) else get_method(settings.method)
     own_task = None if isinstance(task, str) else task
-    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent())
+    before = Pretraining(**before) if isinstance(before, Mapping) else before
+    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent(), before)
+
+
+def _pretraining(request: TraceRequest) -> Pretraining | None:
+    if (request.pretrained is None) != (not request.pretrained_data):
+        raise OptionError(
+            "pretrained without pretrained_data" if request.pretrained else "pretrained_data without pretrained",
+            wanted="both: the base model and rows that it was trained on",
+            try_="--pretrained ./base --pretrained-data rows.jsonl",
+        )
+    if request.pretrained is None:
+        return None
+    return Pretraining(request.pretrained, list(request.pretrained_data), request.alpha)
 
 
 def _asked(request: TraceRequest) -> Any:
@@ -200,7 +217,7 @@ def _request(model: Any, train: Any, query: Any, out: Any, ask: _Ask) -> TraceRe
     """The request that would repeat this call from the command line; None when live objects are involved."""
     sides = [[part] if isinstance(part, (str, Path)) else part for part in (train, query)]
     named = all(isinstance(side, (list, tuple)) and all(isinstance(p, (str, Path)) for p in side) for side in sides)
-    if not (named and isinstance(model, (str, Path)) and ask.task is None):
+    if not (named and isinstance(model, (str, Path)) and ask.task is None and ask.pretraining is None):
         return None
     data, asked = (tuple(str(part) for part in side) for side in sides)
     place = None if out is None else str(out)
@@ -226,6 +243,8 @@ def _run(
 
 
 def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
+    if ask.pretraining is not None:
+        return attribute_stages(ask, ask.pretraining, model, train=train, query=_questions(query))
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
@@ -244,8 +263,10 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         queries = prepare_queries(asked.source, inverse)
     with _timed(seconds, "score"):
         found = _score(ask, trained, queries, inverse)
-    seconds["total"] = time.perf_counter() - started
     found = _normalised(ask, found, queries)
+    with _timed(seconds, "tokens"):
+        found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
+    seconds["total"] = time.perf_counter() - started
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record
 
@@ -287,6 +308,8 @@ def _fit(ask: _Ask, trained: Material, probe: Queries | None) -> tuple[Factors, 
         look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
         said = f"fit       {stage['name']}: {stage['rows']:,} of {len(trained.examples):,} rows{look}"
         ask.watch.note("fit", f"{said} · {stage['seconds']:.1f} s", **stage, of=len(trained.examples))
+    for note in factors.about.get("notes", ()):
+        ask.watch.note("factors", f"note      {note}")
     return factors, time.perf_counter() - started
 
 

@@ -13,6 +13,7 @@ from whence.candidates.lexical import bm25_scores
 from whence.curvature.base import Factors
 from whence.linalg.damping import Damping
 from whence.linalg.operators import Blocks, Diagonal, Eigenbasis, Kronecker, LayerOperator, Operator
+from whence.linalg.partition import SplitEigenbasis, SplitKronecker
 from whence.pipeline import Material, Subject
 from whence.results import SCORED, RowView, Scores
 from whence.store.provenance import environment, peak_memory_bytes
@@ -20,6 +21,7 @@ from whence.tasks.rows import Quarantined, row_view
 
 LEXICAL_MOST = 200_000_000  # Q x N beyond which word overlap is left out: it would outweigh the scores themselves
 NONFINITE = "nonfinite"
+CLOSER = ("token_tracks", "query_tracks", "token_pairs", "heads")  # what `tokenwise` adds to the result
 
 
 def assemble(
@@ -54,11 +56,12 @@ def assemble(
         about=_about(subject, trained, asked, factors=factors, seconds=seconds)
         | {"quarantine": [asdict(q) for q in quarantine]},
         per_layer=found.get("per_layer"),
-        layers=tuple(found["layers"]) if found.get("per_layer") is not None else (),
+        layer_names=tuple(found["layers"]) if found.get("per_layer") is not None else (),
         self_influence=found.get("self_influence"),
         train_rows=views,
         query_rows=query_views,
         lexical=_lexical(subject, query_views, views, columns),
+        **{name: found[name] for name in CLOSER if name in found},
     )
 
 
@@ -99,12 +102,14 @@ def damping_amounts(operator: Operator, damping: Damping) -> dict[str, float]:
 
 def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
     """Something with the mean of the layer's eigenvalues (of a Kronecker product: outer product of the diagonals)."""
-    if isinstance(layer, Eigenbasis):
+    if isinstance(layer, (Eigenbasis, SplitEigenbasis)):
         return layer.eigenvalues_OI
     if isinstance(layer, Diagonal):
         return layer.diagonal_OI
     if isinstance(layer, Kronecker):
         return torch.outer(layer.left_OO.diagonal(), layer.right_II.diagonal())
+    if isinstance(layer, SplitKronecker):
+        return torch.outer(layer.left.diagonal(), layer.right.diagonal())
     return None
 
 
@@ -132,7 +137,7 @@ def _about(
         "versions": environment(threads=torch.get_num_threads())["versions"],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "memory": {"peak_megabytes": None if peak is None else round(peak / 1e6)},
-        "warnings": _warnings(subject, trained),
+        "warnings": [*_warnings(subject, trained), *factors.about.get("notes", ())],
     }
 
 

@@ -56,6 +56,11 @@ class TraceOptions(BaseModel):
     )
     per_layer: bool = Field(default=False, description="Also keep the score of every layer.")
     self_influence: bool = Field(default=False, description="Also compute each training row's influence on itself.")
+    tokens: int = Field(
+        default=5,
+        ge=0,
+        description="Token scores of this many of the strongest rows on each side of every question (0 = none).",
+    )
     lexical: bool = Field(default=True, description="Show BM25 word overlap beside every score.")
     task: str = Field(default="auto", description="causal_lm, classification ...; auto goes by the rows and the model.")
     columns: dict[str, str] = Field(
@@ -127,11 +132,19 @@ class TraceRequest(BaseModel):
     )
     prompt: str | None = Field(default=None, description="The text the model was given.")
     response: str | None = Field(default=None, description="What it answered: the text to explain.")
+    pretrained: str | None = Field(
+        default=None, description="The model that fine-tuning started from: asks its training rows as well."
+    )
+    pretrained_data: tuple[str, ...] = Field(default=(), description="Rows that model was trained on, as --data.")
+    alpha: float | Literal["auto"] = Field(
+        default="auto",
+        description="Pull of fine-tuning towards the pre-trained weights; auto goes by the trainer's learning rates.",
+    )
     out: str | None = Field(default=None, description="Folder for the run: scores, provenance, report.")
     report: str | None = Field(default=None, description="Write the HTML report to this file too.")
     options: TraceOptions = Field(default=TraceOptions())
 
-    @field_validator("data", "query", mode="before")
+    @field_validator("data", "query", "pretrained_data", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

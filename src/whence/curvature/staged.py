@@ -59,9 +59,18 @@ def tuned_inverse(operator: Operator, alpha: float) -> Operator:
     Raises:
         OptionError: an alpha that is not above 0.
     """
+    return operator.power(-1, absolute(checked_alpha(alpha)))
+
+
+def checked_alpha(alpha: float) -> float:
+    """Itself.
+
+    Raises:
+        OptionError: not above 0.
+    """
     if not 0 < alpha < float("inf"):
         raise OptionError(f"alpha = {alpha}", wanted="a finite number above 0", try_="1 / (learning rate x steps)")
-    return operator.power(-1, absolute(alpha))
+    return alpha
 
 
 def through_tuning(solved: Gradients, alpha: float, shared: Mapping[str, str]) -> dict[str, MatrixBatch]:
