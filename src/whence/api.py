@@ -31,6 +31,7 @@ from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv
 from whence.store.run import add_file, claimed, load_scores, save_scores
 from whence.tasks.base import Task
+from whence.tasks.shapes import detect_shape
 from whence.tokenwise import Sides, look_closer
 from whence.watch import Silent, Watcher
 
@@ -273,15 +274,16 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
 
 def _questions(query: Any) -> Any:
     """One question may be one dictionary; ``response`` is what a prompt's ``completion`` is called elsewhere."""
-    rows = [query] if isinstance(query, Mapping) and any(isinstance(v, str) for v in query.values()) else query
+    rows = [query] if isinstance(query, Mapping) and detect_shape(_completed(query)) else query
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         return rows
-    return [
-        {**{k: v for k, v in row.items() if k != "response"}, "completion": row["response"]}
-        if "prompt" in row and "response" in row and "completion" not in row
-        else row
-        for row in rows
-    ]
+    return [_completed(row) for row in rows]
+
+
+def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "prompt" in row and "response" in row and "completion" not in row:
+        return {**{k: v for k, v in row.items() if k != "response"}, "completion": row["response"]}
+    return dict(row)
 
 
 def _check_losses(asked: Material) -> None:

@@ -226,11 +226,14 @@ def trained(checked: Checked) -> Finding:
 
 
 def _pick(examples: Sequence[Example]) -> list[Example]:
-    """Few rows of different lengths, short ones: a law that holds there holds everywhere, and they cost little."""
+    """A few rows of different lengths, the shorter ones: what holds there holds, and costs little."""
     ordered = sorted(examples, key=lambda e: (e.length, e.id))
-    quarter = ordered[: max(ROWS, len(ordered) // 4)]
-    stride = max(1, (len(quarter) - 1) // max(1, ROWS - 1))
-    return quarter[::stride][:ROWS]
+    by_length = {e.length: e for e in reversed(ordered)}  # the first row of each length
+    lengths = sorted(by_length)
+    half = lengths[: max(2, len(lengths) // 2)]
+    chosen = {length: by_length[length] for length in (half[0], half[len(half) // 2], half[-1])}
+    rest = [e for e in ordered if e not in chosen.values()]
+    return [*chosen.values(), *rest][:ROWS]
 
 
 def _gradients(checked: Checked, examples: Sequence[Example]) -> dict[str, Tensor]:

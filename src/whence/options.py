@@ -100,9 +100,11 @@ class TraceOptions(BaseModel):
     @classmethod
     def _number_is_relative(cls, value: Any) -> Any:
         """A bare number means a relative damping, the only kind whose number travels between models."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return f"relative:{value}"
-        return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return value
+        return f"relative:{number:g}"
 
     @field_validator("layers", mode="before")
     @classmethod

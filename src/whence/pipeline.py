@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from whence.errors import DataError, OptionError, TaskError, did_you_mean
@@ -164,7 +164,7 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     options = subject.options
     allowed = options.max_bad_rows if what == "train" else 0
     reading = ReadOptions(columns=options.columns, max_bad_rows=allowed, source=what)
-    rows = read_rows(spec, options=reading)
+    rows = read_rows(spec, options=reading) if what == "train" else _read_questions(spec, reading)
     examples, bad = encode_rows(subject.task, rows.rows)
     quarantine = (*rows.quarantine, *bad)
     check_bad_rows(quarantine, len(rows.ids), allowed)
@@ -175,6 +175,16 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
     _note_rows(material, what, subject.watch)
     return material
+
+
+def _read_questions(spec: Any, reading: ReadOptions) -> Rows:
+    """Questions may use the training rows' column names or the usual ones."""
+    try:
+        return read_rows(spec, options=reading)
+    except DataError:
+        if not reading.columns:
+            raise
+    return read_rows(spec, options=replace(reading, columns={}))
 
 
 def spec_name(spec: Any) -> str:

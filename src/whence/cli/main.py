@@ -164,7 +164,7 @@ def _crash(voice: Voice, arguments: Sequence[str]) -> int:
         atomic.write_text(place, "\n".join(lines))
     if "--debug" in arguments:
         voice.err.print(Text(details))
-    last = details.strip().splitlines()[-1]
+    last = redacted(details.strip().splitlines()[-1])
     return _explain(
         voice, visible(f"a bug in whence: {last}\n  details: {place}\n  please report it with that file"), BUG
     )
