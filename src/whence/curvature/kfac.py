@@ -21,7 +21,7 @@ from whence.linalg.partition import LARGEST, Partition, Side, kronecker, side
 
 
 def terms(
-    partition: Partition, _layer: str, grads: MatrixBatch, _factors: LayerTensors, memo: Memo
+    _layer: str, grads: MatrixBatch, _factors: LayerTensors, memo: Memo, *, partition: Partition
 ) -> Mapping[str, Tensor]:
     """Sums over tokens of a aᵀ and g gᵀ."""
     assert isinstance(grads, Outer), "covariances read inputs and output gradients, not formed matrices"
@@ -59,7 +59,7 @@ def operator(factors: Factors, _problem: Problem) -> Blocks:
 
 def covariance(partition: Partition) -> Stage:
     """The pass that sums both covariances of every layer, in blocks."""
-    return Stage("covariance", lambda factors: factors, partial(terms, partition), finish, blocks)
+    return Stage("covariance", lambda factors: factors, partial(terms, partition=partition), finish, blocks)
 
 
 def method(*, blocks: int = 1, largest: int = LARGEST) -> Method:

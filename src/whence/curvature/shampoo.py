@@ -25,7 +25,7 @@ from whence.linalg.partition import LARGEST, Partition, Side, side
 
 
 def terms(
-    partition: Partition, _layer: str, grads: MatrixBatch, _factors: LayerTensors, _memo: Memo
+    _layer: str, grads: MatrixBatch, _factors: LayerTensors, _memo: Memo, *, partition: Partition
 ) -> Mapping[str, Tensor]:
     """Sums over examples of Xᵀ X and X Xᵀ, from the tokens: X Xᵀ = Σ_ts (a_t · a_s) g_t g_sᵀ."""
     assert isinstance(grads, Outer), "a fit reads inputs and output gradients, not formed matrices"
@@ -66,7 +66,7 @@ def method(*, blocks: int = 1, largest: int = LARGEST) -> Method:
         largest: longest block; see ``Partition``.
     """
     partition = Partition(blocks, largest).checked()
-    factors = Stage("moments", lambda earlier: earlier, partial(terms, partition), finish, kronecker_blocks)
+    factors = Stage("moments", lambda earlier: earlier, partial(terms, partition=partition), finish, kronecker_blocks)
     return Method(
         name="shampoo",
         idea="EK-FAC in the eigenbasis of Shampoo's factors (moments of whole gradients, not of tokens)",
