@@ -1,4 +1,4 @@
-"""Have enough rows been seen? A split-half answer in the unit that matters: the correlation of scores."""
+"""Have enough rows been seen? A split-half answer: do two halves of the rows precondition a query alike?"""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from torch import Tensor
 from whence.linalg.operators import Blocks, Gradients
 
 
-def predicted_agreement(metric: Blocks, left: Blocks, right: Blocks, probe: Gradients) -> Tensor:
-    """Predicted correlation of scores from the rows so far with scores from endless rows, one number per probe.
+def predicted_agreement(left: Blocks, right: Blocks, probe: Gradients) -> Tensor:
+    """Predicted cosine of preconditioned queries from the rows so far with those from endless rows, one per probe.
 
-    Two halves of the rows precondition the probes; u and v are the results. Over training rows the two halves' scores
-    correlate as r = ⟨u, Fv⟩ / sqrt(⟨u, Fu⟩⟨v, Fv⟩), F being the rows' second moment. With independent errors of equal
-    size in the halves, both together correlate with the truth as sqrt(2r / (1+r)) (Spearman-Brown).
+    Two halves of the rows precondition the probes; their results have cosine r. With independent errors of equal size
+    in the halves, both halves together have cosine sqrt(2r / (1+r)) with the truth (Spearman-Brown).
+
+    The cosine is the plain one. In the metric of the curvature it would predict the correlation of *scores*, but that
+    metric gives one row with a massive activation the last word, and such rows are in one half only.
 
     Args:
-        metric: F as estimated from all rows so far, undamped.
         left: damped inverse from one half of the rows.
         right: damped inverse from the other half.
         probe: gradients of P queries.
@@ -24,11 +25,9 @@ def predicted_agreement(metric: Blocks, left: Blocks, right: Blocks, probe: Grad
     count = len(next(iter(probe.values())))
     uv, uu, vv = torch.zeros(3, count, dtype=torch.float64)
     for layer, grads in probe.items():
-        op, u, v = metric.layers[layer], left.layers[layer].apply(grads), right.layers[layer].apply(grads)
-        u_flat, v_flat = u.full().flatten(1), v.full().flatten(1)
-        fu, fv = op.apply(u).full().flatten(1), op.apply(v).full().flatten(1)
-        uv += (u_flat * fv).sum(1).double().cpu()
-        uu += (u_flat * fu).sum(1).double().cpu()
-        vv += (v_flat * fv).sum(1).double().cpu()
+        u, v = (side.layers[layer].apply(grads).full().flatten(1) for side in (left, right))
+        uv += (u * v).sum(1).double().cpu()
+        uu += (u * u).sum(1).double().cpu()
+        vv += (v * v).sum(1).double().cpu()
     r = (uv / (uu * vv).sqrt().clamp(min=1e-300)).clamp(min=0.0)
     return (2 * r / (1 + r)).sqrt()
