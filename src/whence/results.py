@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SCORED = "scored"
 
 # What a result can do that needs floors above this one. ``whence.api`` fills it when it is imported, so that nothing
-# here imports upwards: "report" (scores, path) -> path, and "save" (scores, folder) -> folder.
-RENDERERS: dict[str, Callable[[Any, str | Path], Path]] = {}
+# here imports upwards: "report" (scores, path) -> path, "save" (scores, folder) -> folder, "notebook" (scores) -> HTML.
+RENDERERS: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,32 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class TokenTrack:
+    """Which pieces of one text carry a score.
+
+    Attributes:
+        spans: character ranges of the row's text in order; several tokens of one character (byte-level BPE) are one
+            span with their scores summed.
+        scores: one per span, in the unit of the row's score.
+        masked: one per span, True where the token carries no loss; empty = none is masked.
+        kind: ``position`` (the outer product at that position), ``output`` (the loss of that token), or ``query``
+            (what the strongest proponents contribute to that token of a question).
+        rest: the part that belongs to no character (start and end tokens, a chat template): scores + rest = the whole.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    scores: tuple[float, ...]
+    masked: tuple[bool, ...] = ()
+    kind: str = "position"
+    rest: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it: the row's score."""
+        return float(np.sum(self.scores)) + self.rest
+
+
+@dataclass(frozen=True)
 class Scores:
     """Influence of training rows on queries.
 
@@ -66,10 +92,14 @@ class Scores:
         n_train: N used for ``removal_effect``: the number of rows the curvature's mean is over.
         about: provenance: method, damping, fisher, layers, coverage, seeds, fingerprints, versions, times.
         per_layer: Q x N x L scores by layer (same columns as ``values``), or None.
-        layers: L layer names for ``per_layer``.
+        layer_names: L names for ``per_layer``.
         self_influence: N values g' (G + damping)^-1 g, or None.
         train_rows / query_rows: the texts, joined by id for display; empty when not kept.
         lexical: Q x N BM25 scores (same columns as ``values``), or None.
+        token_tracks: (query id, row id) -> tracks, one per definition, for the strongest rows.
+        query_tracks: query id -> track over the question's own text.
+        token_pairs: (query id, row id) -> query spans x row spans, a last line and column for what has no characters.
+        heads: query id -> {layer: one score per attention head}, summed over the strongest proponents.
     """
 
     values: np.ndarray
@@ -79,11 +109,15 @@ class Scores:
     columns: np.ndarray | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     per_layer: np.ndarray | None = None
-    layers: tuple[str, ...] = ()
+    layer_names: tuple[str, ...] = ()
     self_influence: np.ndarray | None = None
     train_rows: Mapping[str, RowView] = field(default_factory=dict)
     query_rows: Mapping[str, RowView] = field(default_factory=dict)
     lexical: np.ndarray | None = None
+    token_tracks: Mapping[tuple[str, str], tuple[TokenTrack, ...]] = field(default_factory=dict)
+    query_tracks: Mapping[str, TokenTrack] = field(default_factory=dict)
+    token_pairs: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    heads: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Scores:
         """A copy with some fields replaced."""
@@ -148,6 +182,46 @@ class Scores:
     def removal_effect(self, query: int | str = 0) -> np.ndarray:
         """N predicted rises of the query's loss, in nats, if each row were left out of training: score / N."""
         return self.row(query) / self.n_train
+
+    def tokens(self, train_id: str, query: int | str = 0) -> tuple[TokenTrack, ...]:
+        """Token scores of a training row for a query, one track per definition.
+
+        Raises:
+            OptionError: they were not computed for this row; lists the rows that have them.
+        """
+        query_id = self.query_ids[self.query_index(query)]
+        if (query_id, train_id) not in self.token_tracks:
+            known = [t for q, t in self.token_tracks if q == query_id]
+            raise OptionError(
+                f"no token scores of {train_id!r} for {query_id!r}",
+                wanted=f"one of {', '.join(known[:6])}" if known else "scores computed with tokens",
+                try_="tokens=20 looks into more of the strongest rows",
+            )
+        return self.token_tracks[query_id, train_id]
+
+    def layers(self, train_id: str | None = None, query: int | str = 0) -> dict[str, float]:
+        """Score by layer of one row, or of all proponents together; the layers add up to the total.
+
+        Raises:
+            OptionError: layers were not kept, or the row has no score.
+        """
+        q = self.query_index(query)
+        if self.per_layer is None:
+            raise OptionError("no scores by layer", wanted="scores computed with per_layer", try_="per_layer=True")
+        columns = np.arange(len(self.train_ids)) if self.columns is None else self.columns[q]
+        known = np.isfinite(self.values[q]) & (columns >= 0)
+        chosen = known & (self.values[q] > 0)
+        if train_id is not None:
+            at = self.train_ids.index(train_id) if train_id in self.train_ids else -2
+            chosen = known & (columns == at)
+            if not chosen.any():
+                raise OptionError(f"no score of {train_id!r}", wanted="the id of a row with a score")
+        summed = self.per_layer[q][chosen].sum(0, dtype=np.float64)
+        return dict(zip(self.layer_names, summed.tolist(), strict=True))
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook: a sandboxed frame that can neither reach the notebook nor the network."""
+        return RENDERERS["notebook"](self)
 
     def _ranked(self, query: int | str, k: int, *, sign: int) -> list[Ranked]:
         row = self.row(query)

@@ -56,7 +56,7 @@ def make_scores(n: int = 40, queries: int = 3, seed: int = 0, **changes) -> Scor
         n_train=n - 1,
         about={"method": "ekfac", "damping": "relative:0.1", "model": {"path": "tiny"}, "coverage": 0.5, "seed": 0},
         per_layer=values[:, :, None] * share[None],
-        layers=layers,
+        layer_names=layers,
         self_influence=random.gamma(1, 2, n),
         train_rows=rows,
         query_rows=asked,
@@ -108,7 +108,7 @@ def hostile(payloads) -> tuple[Scores, Extras]:
         | dict(zip(("method", "model", "damping", "train"), payloads, strict=False))
         | {"warnings": payloads},
         per_layer=random.normal(size=(queries, n, 20)),
-        layers=tuple(payloads[:20]),
+        layer_names=tuple(payloads[:20]),
         train_rows=rows,
         query_rows=query_rows,
         lexical=random.random((queries, n)).astype(np.float32),

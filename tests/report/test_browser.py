@@ -218,7 +218,7 @@ def test_narrow_screens_do_not_scroll_sideways(open_report, scores):
 
 
 def test_ten_thousand_rows_are_quick_to_open(open_report, make):
-    opened, path = open_report(make(n=10_000, queries=2, per_layer=None, layers=()))
+    opened, path = open_report(make(n=10_000, queries=2, per_layer=None, layer_names=()))
     assert path.stat().st_size < 5_000_000
     spent = opened.page.evaluate("performance.now()")
     assert spent < 10_000  # the goal is 2 s on two idle cores; test machines are shared

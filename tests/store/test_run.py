@@ -43,7 +43,7 @@ def some_scores(*, top: bool = False, layers: bool = True, dtype: str = "float64
             "quarantine": [{"id": "row:2", "location": "f:3", "code": "bad_json", "message": "m"}],
         },
         per_layer=rng.normal(size=(queries, width, 2)).astype("float32") if layers else None,
-        layers=("a.b", "c") if layers else (),
+        layer_names=("a.b", "c") if layers else (),
         self_influence=rng.random(rows),
         train_rows=views,
         query_rows={f"q{n}": RowView(f"q{n}", f"question {n}") for n in (1, 2, 3)},
@@ -54,7 +54,7 @@ def some_scores(*, top: bool = False, layers: bool = True, dtype: str = "float64
 def same(one: Scores, other: Scores) -> None:
     for name in ("values", "columns", "per_layer", "self_influence", "lexical"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    for name in ("query_ids", "train_ids", "n_train", "layers", "train_rows", "query_rows"):
+    for name in ("query_ids", "train_ids", "n_train", "layer_names", "train_rows", "query_rows"):
         assert getattr(one, name) == getattr(other, name), name
     assert dict(one.about) == dict(other.about)
     assert one.values.dtype == other.values.dtype

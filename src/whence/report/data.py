@@ -66,8 +66,8 @@ def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
         unscored=unscored,
         queries=tuple(queries),
         rows=shelf.finish(queries),
-        layers=scores.layers if scores.per_layer is not None else (),
-        grid=arrange_layers(scores.layers) if scores.per_layer is not None else None,
+        layers=scores.layer_names if scores.per_layer is not None else (),
+        grid=arrange_layers(scores.layer_names) if scores.per_layer is not None else None,
         similarity=_similarity(scores),
         trust=words.trust(scores.about),
         limits=words.limits(scores.about, complete, max(unscored, len(left_out))),
@@ -157,7 +157,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
     view = scores.query_rows.get(query_id) or RowView(id=query_id, text="")
     values, lexical = scores.row(q), _lexical_row(scores, q)
     ranking = rank_rows(scores, values, lexical=lexical, shelf=shelf, cells=cells)
-    tokens = _row_tokens(query_id, ranking, shelf)
+    tokens = _row_tokens(scores, query_id, ranking, shelf=shelf)
     ranking = replace(ranking, lines=tuple(_flag(line, tokens.get(line.row, ())) for line in ranking.lines))
     known = np.isfinite(values)
     spread = statistics.describe(values[known] / scores.n_train)
@@ -179,7 +179,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
         lexical=verdict,
         layers=_layer_sums(scores, q, ranking, shelf),
         sources=tuple(totals),
-        query_tokens=shelf.extras.query_tokens.get(query_id),
+        query_tokens=shelf.extras.query_tokens.get(query_id) or scores.query_tracks.get(query_id),
         tokens=tokens,
         warnings=_warnings(ranking, shelf, verdict, unit=unit),
     )
@@ -259,8 +259,11 @@ def _unscored(scores: Scores) -> int:
     return sum(row.status.startswith("quarantined") for row in scores.train_rows.values())
 
 
-def _row_tokens(query_id: str, ranking: Ranking, shelf: _Shelf) -> dict[int, tuple[TokenScores, ...]]:
-    asked = {t: kinds for (q, t), kinds in shelf.extras.tokens.items() if q == query_id}
+def _row_tokens(
+    scores: Scores, query_id: str, ranking: Ranking, *, shelf: _Shelf
+) -> dict[int, tuple[TokenScores, ...]]:
+    known = {**scores.token_tracks, **shelf.extras.tokens}
+    asked = {t: kinds for (q, t), kinds in known.items() if q == query_id}
     listed = {line.row for line in ranking.lines}
     at = {shelf.position[t]: tuple(kinds) for t, kinds in asked.items() if t in shelf.position}
     return {row: kinds for row, kinds in at.items() if row in listed}

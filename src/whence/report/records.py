@@ -9,23 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Scores of pieces of one text.
-
-    Attributes:
-        spans: character ranges; several tokens of one character (byte-level BPE) are one span with their scores summed.
-        scores: one per span, in the unit of the row's score.
-        masked: one per span, True where the token carries no loss; empty = none is masked.
-        kind: ``position`` (the outer product at that position) or ``output`` (the loss of that token); for queries
-            ``query``.
-    """
-
-    spans: tuple[tuple[int, int], ...]
-    scores: tuple[float, ...]
-    masked: tuple[bool, ...] = ()
-    kind: str = "position"
+from whence.results import TokenTrack as TokenScores
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Data reach the console only inside ``rich.text.Text`` after ``visible``; no stri
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.rule import Rule
@@ -15,10 +15,11 @@ from rich.text import Text
 
 from whence.report import words
 from whence.report.characters import calm, visible
-from whence.report.records import Line, QueryReport, ReportData, Table
+from whence.report.records import Line, QueryReport, ReportData, Table, TokenScores
 
 UP, DOWN = "blue", "dark_orange3"
 EXCERPT = 220
+TOKEN_KINDS = {"position": "at these tokens", "output": "by the loss of these tokens"}
 
 
 def render_text(data: ReportData, console: Console, *, k: int = 5, queries: Iterable[int] | None = None) -> None:
@@ -69,7 +70,8 @@ def _print_query(data: ReportData, query: QueryReport, console: Console, *, k: i
             console.print()
             console.print(Text(title, style=f"bold {colour}"))
             for line in lines:
-                console.print(_line(data, line, colour, console.width))
+                tokens = query.tokens.get(line.row, ())
+                console.print(_line(data, line, colour, width=console.width, tokens=tokens))
 
 
 def _question(query: QueryReport) -> Text:
@@ -86,7 +88,7 @@ def _question(query: QueryReport) -> Text:
     return shown
 
 
-def _line(data: ReportData, line: Line, colour: str, width: int) -> Grid:
+def _line(data: ReportData, line: Line, colour: str, *, width: int, tokens: Sequence[TokenScores]) -> Grid:
     """Two or three lines: numbers; where the row is; how it begins."""
     row = data.rows[line.row]
     numbers = f"{words.signed(line.removal_effect)} {data.unit}   {words.percent(line.share)} of its side"
@@ -98,10 +100,45 @@ def _line(data: ReportData, line: Line, colour: str, width: int) -> Grid:
     grid.add_column(width=max(20, width - 8), overflow="fold")
     grid.add_row(Text(f"{line.rank:,}", style="dim"), Text(numbers, style=colour))
     grid.add_row("", _plain("  ".join(part for part in where if part), "dim"))
-    text = row.text if len(row.text) <= EXCERPT else row.text[:EXCERPT].rstrip() + " …"
-    if text:
-        grid.add_row("", _plain(text))
+    if row.text:
+        grid.add_row("", _excerpt(row.text, tokens[0] if tokens else None))
+    for said in _told(row.text, tokens):
+        grid.add_row("", said)
     return grid
+
+
+def _excerpt(text: str, track: TokenScores | None) -> Text:
+    """The beginning of the row, or the passage around its strongest token; strong tokens stand out."""
+    spans, scores = (track.spans, track.scores) if track else ((), ())
+    top = max(range(len(spans)), key=lambda i: abs(scores[i]), default=None)
+    start = max(0, spans[top][0] - EXCERPT // 2) if top is not None and spans[top][1] > EXCERPT else 0
+    stop, at = min(len(text), start + EXCERPT), start
+    shown = Text("… " if start else "")
+    for (a, b), score in zip(spans, scores, strict=True):
+        if top is None or a < at or b > stop or abs(score) <= 0.4 * abs(scores[top]):
+            continue
+        shown.append_text(_plain(text[at:a]))
+        shown.append_text(_plain(text[a:b], f"bold underline {UP}" if score > 0 else f"bold italic {DOWN}"))
+        at = b
+    shown.append_text(_plain(text[at:stop]))
+    return shown.append(" …") if stop < len(text) else shown
+
+
+def _told(text: str, tokens: Sequence[TokenScores]) -> list[Text]:
+    """The strongest tokens of each definition in words, for consoles without colour."""
+    said = []
+    for track in tokens:
+        size = sum(abs(x) for x in track.scores) + abs(track.rest)
+        order = sorted(range(len(track.spans)), key=lambda i: -abs(track.scores[i]))[:3]
+        strongest = [
+            f"{calm(text[slice(*track.spans[i])]).strip()!r} {'+' if track.scores[i] > 0 else '−'}"
+            f"{words.percent(abs(track.scores[i]) / size)}"
+            for i in order
+            if size and track.scores[i]
+        ]
+        if strongest:
+            said.append(_plain(f"{TOKEN_KINDS.get(track.kind, track.kind)}: {', '.join(strongest)}", "dim"))
+    return said
 
 
 def _print_table(table: Table, console: Console) -> None:

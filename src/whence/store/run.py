@@ -10,6 +10,7 @@
     ├── rows.parquet       training rows in order, with status
     ├── queries.parquet    queries in order
     ├── layers.parquet     scores by layer, when asked for
+    ├── tokens.parquet     token scores of the strongest rows
     ├── quarantine.jsonl   rows that were left out, and why
     └── report.html
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from whence.results import SCORED, RowView, Scores
 from whence.store import atomic
+from whence.store.token_table import read_token_table, token_table
 
 SCORES, ROWS, QUERIES, LAYERS = "scores.parquet", "rows.parquet", "queries.parquet", "layers.parquet"
+TOKENS = "tokens.parquet"
 
 
 def write_tables(folder: Path, scores: Scores) -> list[str]:
@@ -26,11 +28,17 @@ def write_tables(folder: Path, scores: Scores) -> list[str]:
     extra = None if scores.self_influence is None else pa.array(scores.self_influence)
     _write(folder / ROWS, [_rows_table(scores.train_ids, scores.train_rows, extra)])
     _write(folder / QUERIES, [_rows_table(scores.query_ids, scores.query_rows, None)])
-    (folder / LAYERS).unlink(missing_ok=True)
-    if scores.per_layer is None:
-        return [SCORES, ROWS, QUERIES]
-    _write(folder / LAYERS, (_layer_table(scores, q) for q in range(len(scores.query_ids))))
-    return [SCORES, ROWS, QUERIES, LAYERS]
+    names = [SCORES, ROWS, QUERIES]
+    for name in (LAYERS, TOKENS):
+        (folder / name).unlink(missing_ok=True)
+    if scores.per_layer is not None:
+        _write(folder / LAYERS, (_layer_table(scores, q) for q in range(len(scores.query_ids))))
+        names.append(LAYERS)
+    tokens = token_table(scores)
+    if tokens is not None:
+        _write(folder / TOKENS, [tokens])
+        names.append(TOKENS)
+    return names
 
 
 def shape_record(scores: Scores) -> dict[str, Any]:
@@ -40,8 +48,9 @@ def shape_record(scores: Scores) -> dict[str, Any]:
         "queries": len(scores.query_ids),
         "rows": len(scores.train_ids),
         "kept_per_query": None if scores.columns is None else int(scores.columns.shape[1]),
-        "layers": list(scores.layers),
+        "layers": list(scores.layer_names),
         "dtype": str(scores.values.dtype),
+        "heads": {q: {name: list(shares) for name, shares in layers.items()} for q, layers in scores.heads.items()},
         "sign": "positive = proponent (seeing the row more lowers the query's loss)",
         "unit": "score / n_train = predicted rise of the query's loss, in nats, if the row were removed",
     }
@@ -68,11 +77,15 @@ def read_tables(folder: Path, record: Mapping[str, Any], *, about: Mapping[str, 
         columns=columns,
         about=about,
         per_layer=_read_layers(folder, record, shape),
-        layers=tuple(record["layers"]),
+        layer_names=tuple(record["layers"]),
         self_influence=rows["self_influence"].to_numpy() if "self_influence" in rows.column_names else None,
         train_rows=_views(rows),
         query_rows=_views(queries),
         lexical=lexical,
+        heads={
+            q: {name: tuple(shares) for name, shares in layers.items()} for q, layers in record.get("heads", {}).items()
+        },
+        **(read_token_table(_read(folder / TOKENS)) if (folder / TOKENS).is_file() else {}),
     )
 
 
@@ -116,7 +129,7 @@ def _status(scores: Scores, column: int) -> str:
 def _layer_table(scores: Scores, q: int) -> pa.Table:
     assert scores.per_layer is not None
     n = scores.per_layer.shape[1]
-    named = {f"layer:{name}": pa.array(scores.per_layer[q, :, i]) for i, name in enumerate(scores.layers)}
+    named = {f"layer:{name}": pa.array(scores.per_layer[q, :, i]) for i, name in enumerate(scores.layer_names)}
     return pa.table({"query_id": pa.array([scores.query_ids[q]] * n).dictionary_encode(), **named})
 
 

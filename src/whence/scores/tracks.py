@@ -1,0 +1,173 @@
+"""Token by token and head by head, for a few rows after ranking: the numbers behind the tinted texts.
+
+One pass over the chosen rows with one query per *token* of the question gives the whole query-token x row-token table;
+its sums are the position shares and the question's own shares, so that everything adds up to the row's score exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from whence.errors import TaskError
+from whence.gradients.source import Closed, LiveGradients
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.operators import Blocks, Operator
+from whence.scores.score import Queries, prepare_queries
+from whence.scores.tokens import by_output, by_position, split_targets
+from whence.tasks.base import Example
+from whence.tasks.batches import plan_batches
+
+CHUNK_NUMBERS = 100_000_000  # gradient numbers of query tokens held at once (float32: 400 MB)
+BATCH_TOKENS = 4096
+WORK_NUMBERS = 10_000_000_000  # beyond this many, the question's tokens are left out, aloud
+Heads = Mapping[str, tuple[str, int]]  # layer -> ("rows" or "columns" belong to heads, number of heads)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where to look.
+
+    Attributes:
+        train: the training rows.
+        asked: the questions; None when a query is not the loss of one question (a mixture, a measurement).
+        inverse: what preconditions them.
+        queries: Q preconditioned gradients.
+        heads: layers with attention heads.
+    """
+
+    train: LiveGradients
+    asked: LiveGradients | None
+    inverse: Operator
+    queries: Queries
+    heads: Heads = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueryTokens:
+    """What was found for one query.
+
+    Attributes:
+        positions: row id -> T shares by position.
+        outputs: row id -> T shares by target token; empty when the model cannot be differentiated twice.
+        pairs: row id -> T_query x T table, whose sum over query tokens is ``positions``; empty when left out.
+        rest: row id -> the part of the score that belongs to no position.
+        heads: row id -> {layer: shares of the heads}.
+    """
+
+    positions: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    pairs: dict[str, np.ndarray]
+    rest: dict[str, float]
+    heads: dict[str, dict[str, np.ndarray]]
+
+
+def look_into(look: Look, query_id: str, ids: Sequence[str]) -> QueryTokens:
+    """Token shares of some rows for one query."""
+    one = only(look.queries, look.queries.ids.index(query_id))
+    try:
+        outputs = {id_: values[0] for id_, values in by_output(look.train, one, ids).values.items()}
+    except (TaskError, RuntimeError):  # a loss of one piece, or a kernel without second derivatives
+        outputs = {}
+    heads = by_head(look, one, ids)
+    if look.asked is not None and affordable(look, query_id):
+        pairs, rests = _pairs(look, query_id, ids)
+        positions = {id_: table.sum(0) for id_, table in pairs.items()}
+        return QueryTokens(positions, outputs, pairs, rests, heads)
+    found = by_position(look.train, one, ids)
+    rest = {id_: float(values[0]) for id_, values in found.unplaced.items()}
+    return QueryTokens({id_: v[0] for id_, v in found.values.items()}, outputs, {}, rest, heads)
+
+
+def only(queries: Queries, q: int) -> Queries:
+    """One of the queries."""
+    grads = {name: matrices.rows(q, q + 1) for name, matrices in queries.grads.items()}
+    return Queries((queries.ids[q],), grads, queries.measurements[q : q + 1])
+
+
+def affordable(look: Look, query_id: str) -> bool:
+    """May every token of the question become a query of its own? Never where each needs an iterative solve."""
+    if look.asked is None or not isinstance(look.inverse, Blocks):
+        return False
+    return _followed(look) * _question(look.asked, query_id).loss_tokens <= WORK_NUMBERS
+
+
+def _followed(look: Look) -> int:
+    return sum(g.shape[1] * g.shape[2] for g in look.queries.grads.values())
+
+
+def _question(asked: LiveGradients, query_id: str) -> Example:
+    return next(e for e in asked.examples if e.id == query_id)
+
+
+def _pairs(look: Look, query_id: str, ids: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Row id -> T_query x T table and the part without a position; the question's tokens in chunks that fit."""
+    assert look.asked is not None
+    question = _question(look.asked, query_id)
+    copies = split_targets(question)
+    step = max(1, CHUNK_NUMBERS // max(1, _followed(look)))
+    tables: dict[str, np.ndarray] = {}
+    rests = dict.fromkeys(ids, 0.0)
+    for start in range(0, len(copies), step):
+        part = copies[start : start + step]
+        plan = plan_batches([e.length for e in part], token_budget=max(question.length, BATCH_TOKENS))
+        queries = prepare_queries(replace(look.asked, examples=part, plan=plan, progress=None), look.inverse)
+        found = by_position(look.train, queries, ids)
+        at = [int(id_.rpartition("#")[2]) for id_ in queries.ids]
+        for id_, values in found.values.items():
+            tables.setdefault(id_, np.zeros((question.length, values.shape[1])))[at] = values
+            rests[id_] += float(found.unplaced[id_].sum())
+    return tables, rests
+
+
+@dataclass
+class _ByHead:
+    """The visitor of head shares: the inner product with a query, cut along the side that belongs to heads."""
+
+    query: Queries
+    heads: Heads
+    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    _block: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        if layer not in self.heads:
+            return
+        side, count = self.heads[layer]
+        product_BOI = grads.full() * self.query.grads[layer].full()
+        shares = product_BOI.sum(2) if side == "rows" else product_BOI.sum(1)
+        shares = shares[:, : shares.shape[1] // count * count]  # a bias column belongs to no head
+        self._block[layer] = shares.reshape(len(shares), count, -1).sum(2).double().cpu().numpy()
+
+    def close(self, closed: Closed) -> None:
+        for b, id_ in enumerate(closed.ids):
+            self.values[id_] = {layer: block[b] for layer, block in self._block.items()}
+        self._block = {}
+
+
+def by_head(look: Look, one: Queries, ids: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Row id -> {layer: score of each attention head} for the layers that have heads."""
+    if not look.heads:
+        return {}
+    visitor = _ByHead(one, look.heads)
+    look.train.only(ids).visit(visitor)
+    return visitor.values
+
+
+def head_layers(names: Mapping[str, tuple[int, int]], heads: int, head_size: int) -> dict[str, tuple[str, int]]:
+    """Layers whose rows (queries) or columns (attention output) fall into heads.
+
+    Args:
+        names: layer -> (O, I), the bias counted as a column.
+        heads: attention heads.
+        head_size: width of one.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for name, (out, into) in names.items():
+        last = name.rpartition(".")[2]
+        if last == "q_proj" and out == heads * head_size:
+            found[name] = ("rows", heads)
+        if last in ("o_proj", "out_proj") and into - into % head_size == heads * head_size:
+            found[name] = ("columns", heads)
+    return found

@@ -1,0 +1,136 @@
+"""Look closer at the strongest rows: which tokens, which heads. After the ranking, for the top rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whence.linalg.operators import Operator
+from whence.pipeline import Material, Subject
+from whence.results import RowView, TokenTrack
+from whence.scores.score import Queries
+from whence.scores.tracks import WORK_NUMBERS, Look, QueryTokens, affordable, head_layers, look_into
+from whence.tasks.placing import Placement, place_tokens
+from whence.tasks.rows import row_view
+
+QUERIES_MOST = 20  # questions looked into; the others keep their rankings
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is looked at: the rows and the questions, and how they met.
+
+    Attributes:
+        subject: model, task, options.
+        trained: training rows.
+        asked: questions.
+        inverse: what preconditions a query.
+        queries: preconditioned queries.
+    """
+
+    subject: Subject
+    trained: Material
+    asked: Material
+    inverse: Operator
+    queries: Queries
+
+
+def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Token tracks, token pairs and head scores of the strongest rows of each question.
+
+    Args:
+        sides: the material.
+        found: ``values`` and ``columns`` of the ranking.
+
+    Returns:
+        ``token_tracks``, ``query_tracks``, ``token_pairs`` and ``heads`` as in ``Scores``; empty when the task has no
+        tokens with places.
+    """
+    options, watch = sides.subject.options, sides.subject.watch
+    if options.tokens < 1 or not hasattr(sides.subject.task, "token_spans"):
+        return {}
+    look, ids = _look(sides), sides.queries.ids[:QUERIES_MOST]
+    _say_limits(sides, look)
+    parts: dict[str, Any] = {"token_tracks": {}, "query_tracks": {}, "token_pairs": {}, "heads": {}}
+    for done, query_id in enumerate(ids):
+        watch.step("tokens", done, len(ids))
+        chosen = _strongest(sides, found, done)
+        if chosen:
+            _add(parts, sides, query_id, chosen=chosen, tokens=look_into(look, query_id, list(chosen)))
+    watch.step("tokens", len(ids), len(ids))
+    return parts
+
+
+def _look(sides: Sides) -> Look:
+    plain = sides.queries.ids == sides.asked.source.ids and not hasattr(sides.subject.task, "measure")
+    config = getattr(sides.subject.loaded.model, "config", None)
+    heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
+    size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)
+    cut = head_layers(sides.subject.layers.sizes, heads, size) if heads and size else {}
+    return Look(sides.trained.source, sides.asked.source if plain else None, sides.inverse, sides.queries, cut)
+
+
+def _say_limits(sides: Sides, look: Look) -> None:
+    watch, asked = sides.subject.watch, len(sides.queries.ids)
+    if asked > QUERIES_MOST:
+        watch.note("tokens", f"tokens    only of the first {QUERIES_MOST} of {asked} questions")
+    if look.asked is None:
+        watch.note("tokens", "tokens    of the rows only: the question is a mixture or a measurement, not one loss")
+    elif not all(affordable(look, q) for q in sides.queries.ids[:QUERIES_MOST]):
+        said = f"some question's tokens left out: over {WORK_NUMBERS:.0e} gradient numbers, or an iterative method"
+        watch.note("tokens", f"tokens    {said}")
+
+
+def _strongest(sides: Sides, found: Mapping[str, Any], q: int) -> dict[str, float]:
+    """The strongest rows on both sides with their scores."""
+    values, columns = found["values"][q], found["columns"]
+    names = sides.trained.rows.ids
+    at = np.arange(len(values)) if columns is None else columns[q]
+    known = np.flatnonzero(np.isfinite(values) & (at >= 0))
+    order = known[np.argsort(-values[known], kind="stable")].tolist()
+    most = sides.subject.options.tokens
+    up = [n for n in order[:most] if values[n] > 0]
+    down = [n for n in order[::-1][:most] if values[n] < 0]
+    return {names[at[n]]: float(values[n]) for n in (*up, *down)}
+
+
+def _add(
+    parts: dict[str, Any], sides: Sides, query_id: str, *, chosen: Mapping[str, float], tokens: QueryTokens
+) -> None:
+    """One question's findings, by characters and in the unit of the row's score."""
+    asked = _placed(sides, sides.asked, query_id) if tokens.pairs else None
+    question = None if asked is None else np.zeros(len(asked.spans) + 1)
+    for id_, score in chosen.items():
+        place = _placed(sides, sides.trained, id_)
+        whole = tokens.positions[id_].sum() + tokens.rest[id_]
+        turn = 1.0 if sides.subject.options.normalise == "none" or not whole else score / whole
+        tracks = [_track(place, tokens.positions[id_] * turn, "position", rest=tokens.rest[id_] * turn)]
+        if id_ in tokens.outputs:
+            tracks.append(_track(place, tokens.outputs[id_] * turn, "output"))
+        parts["token_tracks"][query_id, id_] = tuple(tracks)
+        if asked is not None and question is not None:
+            table = place.folded(asked.folded(tokens.pairs[id_].T).T) * turn
+            table[-1, -1] += tokens.rest[id_] * turn
+            parts["token_pairs"][query_id, id_] = table.astype(np.float32)
+            question += table.sum(1) * (score > 0)
+    if asked is not None and question is not None:
+        carried = TokenTrack(asked.spans, tuple(question[:-1].tolist()), asked.masked, "query", float(question[-1]))
+        parts["query_tracks"][query_id] = carried
+    ups = [tokens.heads[id_] for id_, score in chosen.items() if score > 0 and id_ in tokens.heads]
+    if ups:
+        parts["heads"][query_id] = {name: tuple(np.sum([row[name] for row in ups], axis=0).tolist()) for name in ups[0]}
+
+
+def _track(place: Placement, values: np.ndarray, kind: str, *, rest: float = 0.0) -> TokenTrack:
+    folded = place.folded(values)
+    return TokenTrack(place.spans, tuple(folded[:-1].tolist()), place.masked, kind, float(folded[-1]) + rest)
+
+
+def _placed(sides: Sides, material: Material, id_: str) -> Placement:
+    row = next(row for row in material.rows.rows if row.id == id_)
+    example = next(example for example in material.examples if example.id == id_)
+    view: RowView = row_view(row)
+    return place_tokens(sides.subject.task, row, example, view)
