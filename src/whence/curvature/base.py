@@ -26,6 +26,7 @@ from whence.errors import OptionError, did_you_mean
 from whence.gradients.source import GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks, Operator
+from whence.tasks.base import Task
 
 LayerTensors = Mapping[str, Mapping[str, Tensor]]
 Fisher = Literal["sampled", "empirical"]
@@ -109,11 +110,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a method that needs more than factors may use: the training rows themselves."""
+    """What a method that needs more than factors may use: the training rows themselves, and the questions."""
 
     source: GradientSource
     fisher: Fisher = "sampled"
     seed: int = 0
+    queries: GradientSource | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ class Method:
         operator: (factors, problem) -> undamped operator; ``operator.power(-1, damping)`` is its damped inverse.
         notes: layer sizes (name -> (O, I)) -> what to say aloud before a fit on such layers.
         settings: what was chosen other than the defaults, as given to ``get_method``.
+        begin: layer sizes -> tensors known before any row is read (a projection).
+        measure: the query's task -> the task whose measurement this method explains (TRAK: a margin).
+        normalise: what scores are divided by unless the user asks for something else.
     """
 
     name: str
@@ -139,6 +144,9 @@ class Method:
     operator: Callable[[Factors, Problem], Operator]
     notes: Callable[[Mapping[str, tuple[int, int]]], tuple[str, ...]] = lambda _sizes: ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    begin: Callable[[Mapping[str, tuple[int, int]]], LayerTensors] = lambda _sizes: {}
+    measure: Callable[[Task], Task] = lambda task: task
+    normalise: str = "none"
 
     @property
     def spec(self) -> str:

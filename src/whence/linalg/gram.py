@@ -28,9 +28,12 @@ def woodbury_inverse(rows_ND: Tensor, block_KD: Tensor, damping: float) -> Tenso
 def kernel_inverse(rows_ND: Tensor, block_KD: Tensor, damping: float) -> Tensor:
     """``(rows' rows / N + damping I)^-1 block`` through an N x N Cholesky: exact, and cheap when N < D.
 
-    (1/damping) [v - J' (J J' + N damping I)^-1 J v]. Reference: ALGORITHMS 1.1.
+    (1/damping) [v - J' (J J' + N damping I)^-1 J v]; with more rows than numbers, the D x D matrix itself.
+    Reference: ALGORITHMS 1.1.
     """
     require_positive(damping)
+    if len(rows_ND) > rows_ND.shape[1]:
+        return _kernel_solve(rows_ND.T @ rows_ND, block_KD, damping, len(rows_ND)) * len(rows_ND)
     inside_KN = block_KD @ rows_ND.T
     weights_KN = _kernel_solve(rows_ND @ rows_ND.T, inside_KN, damping, len(rows_ND))
     return (block_KD - weights_KN @ rows_ND) / damping

@@ -1,13 +1,53 @@
 """Relative influence: scores divided by how loud the *training* example is anyway.
 
 ℓ-RelatIF (Barshan et al. 2020, eq. 9): score / sqrt(g' (G + damping)⁻¹ g), a cosine in the metric of the inverse
-curvature up to a constant of the query. The normaliser belongs to the training example; one of the query could not
-change a ranking. Not additive: never sum relative scores over a set.
+curvature up to a constant of the query. θ-RelatIF (eq. 7): score / |(G + damping)⁻¹ g|, the score per distance that the
+parameters move. The normaliser belongs to the training example; one of the query could not change a ranking. Not
+additive: never sum relative scores over a set.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from whence.gradients.source import Closed, GradientSource
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.operators import Blocks
+
+
+@dataclass
+class Movement:
+    """The visitor of |(G + damping)⁻¹ g|: how far the parameters move when an example is weighted up."""
+
+    inverse: Blocks
+    values: dict[str, float] = field(default_factory=dict)
+    _total_B: Tensor | None = None
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        squared_B = self.inverse.layers[layer].apply(grads).squared_norm()
+        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
+
+    def close(self, closed: Closed) -> None:
+        assert self._total_B is not None
+        total = torch.where(closed.finite, self._total_B.clamp(min=0).sqrt().cpu(), torch.nan)
+        self.values.update(zip(closed.ids, total.tolist(), strict=True))
+        self._total_B = None
+
+
+def movement(source: GradientSource, inverse: Blocks) -> np.ndarray:
+    """N lengths |(G + damping)⁻¹ g| in the source's order; NaN for rows that could not be scored."""
+    visitor = Movement(inverse)
+    source.visit(visitor)
+    return np.array([visitor.values[id_] for id_ in source.ids])
+
+
+def theta_relative_scores(values_QN: np.ndarray, movement_N: np.ndarray) -> np.ndarray:
+    """Q x N scores over the training rows' ``movement``; a row that moves nothing gets 0."""
+    return _divided(values_QN, movement_N[None, :])
 
 
 def relative_scores(values_QN: np.ndarray, self_influence_N: np.ndarray) -> np.ndarray:

@@ -7,13 +7,14 @@ when example n is left out (Koh & Liang 2017, eq. 2; Grosse et al. 2023, eq. 5, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from whence.errors import OptionError
 from whence.gradients.source import Closed, GradientSource, Labels, Visitor
 from whence.linalg.matrix_batch import MatrixBatch, concat_rows
 from whence.linalg.operators import Blocks, Gradients, Operator
@@ -181,3 +182,27 @@ def self_influence(source: GradientSource, inverse: Blocks) -> np.ndarray:
     visitor = SelfInfluence(inverse)
     source.visit(visitor)
     return np.array([visitor.values[id_] for id_ in source.ids])
+
+
+def combine(parts: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Weighted sum of scores of the same rows and queries from several checkpoints or models.
+
+    TracInCP is this with learning rates over gradient dot products (Pruthi et al. 2020, eq. 1); equal weights 1 / C
+    make a mean. A row that one part could not score is NaN.
+
+    Args:
+        parts: arrays of one shape; read one at a time, so a generator holds only one of them in memory.
+        weights: one per part.
+
+    Raises:
+        OptionError: no parts, or another number of parts than weights.
+    """
+    total: np.ndarray | None = None
+    count = 0
+    for count, part in enumerate(parts, start=1):
+        if count > len(weights):
+            break
+        total = weights[count - 1] * part if total is None else total + weights[count - 1] * part
+    if total is None or count != len(weights):
+        raise OptionError(f"{count} sets of scores and {len(weights)} weights", wanted="one weight per set, at least 1")
+    return total
