@@ -63,7 +63,7 @@ def test_verbs_exist() -> None:
         assert line.endswith((".", "?"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"]])
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from whence.cli.main import run; run(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr)"

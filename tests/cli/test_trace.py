@@ -63,7 +63,7 @@ def test_run_json_tells_all(place: Place, whence: Call, monkeypatch: pytest.Monk
     assert body["peak_memory_bytes"] > 10_000_000
     assert body["environment"]["versions"]["torch"]
     assert body["environment"]["cpus"]
-    assert set(body["files"]) == {
+    assert set(body["files"]) >= {
         "scores.parquet",
         "rows.parquet",
         "queries.parquet",
@@ -92,9 +92,8 @@ def test_quiet(place: Place, whence: Call) -> None:
 
 
 def test_several_questions_from_files(place: Place, whence: Call) -> None:
-    write_rows(
-        Path("q.jsonl"), [{"id": "a", "prompt": "the cat", "completion": " sat"}, {"id": "b", "text": "a dog ran"}]
-    )
+    pair = {"prompt": "the cat", "completion": " sat"}
+    write_rows(Path("q.jsonl"), [{"id": "a", **pair}, {"id": "b", **pair}])
     write_rows(Path("more.jsonl"), [{"text": "the bird flew"}])
     said = whence(*place.trace, "--query", "q.jsonl", "--query", "more.jsonl", "-o", "run")
     assert said.code == 0, said.err

@@ -80,3 +80,11 @@ def test_uniforms_belong_to_seed_and_id_alone():
 def test_no_position_at_all():
     logits = torch.randn(2, 3, 4)
     assert len(sample_categorical(logits, torch.zeros(2, 3, dtype=torch.bool), row_uniforms(0, ["a", "b"], 3))) == 0
+
+
+def test_logits_that_are_not_finite_draw_some_class():
+    """Their loss is not finite either, so the row is left out; the draw itself must not fall over."""
+    logits = torch.randn(2, 3, 5, dtype=torch.float64)
+    logits[0, 1] = float("nan")
+    drawn = sample_categorical(logits, torch.ones(2, 3, dtype=torch.bool), torch.rand(2, 3, dtype=torch.float64))
+    assert ((drawn >= 0) & (drawn < 5)).all()

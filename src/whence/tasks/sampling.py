@@ -67,4 +67,5 @@ def _draw(logits_RV: torch.Tensor, uniform_R: torch.Tensor) -> torch.Tensor:
     # Just below the total at most: a rounded-up u * total would otherwise select a last class of zero probability.
     below_R = torch.nextafter(total_R, torch.zeros_like(total_R))
     point_R = torch.minimum(uniform_R * total_R, below_R)
-    return torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
+    drawn_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
+    return drawn_R.clamp(max=logits_RV.shape[-1] - 1)  # logits of NaN search past the end; their loss is NaN anyway
