@@ -16,15 +16,18 @@ from whence.assemble import assemble, manifest
 from whence.check import Checked, Finding, examine
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions, fit
+from whence.dampings import read_study
 from whence.errors import DataError, OptionError
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks, Operator
 from whence.options import TraceOptions, TraceRequest, command_line, trace_options
 from whence.pipeline import Material, open_rows, open_subject
+from whence.questions import answered, focused, pose, posed_views
 from whence.report import Extras, render_html, report_data
+from whence.report.damping import damping_table
 from whence.results import RENDERERS, Scores
 from whence.scores.relative import cosine_scores, relative_scores
-from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect, prepare_queries
+from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect
 from whence.scores.sinks import AllScores, TopK
 from whence.stages import Pretraining, attribute_stages
 from whence.store import atomic
@@ -70,7 +73,7 @@ def attribute(
         WhenceError: see ``whence.errors``; every message says what was got, wanted and what to try.
     """
     ask = _resolve(options, overrides, watch)
-    return _run(ask, model, train, query, request=_request(model, train, query, out, ask), out=out)
+    return _run(ask, model, train, query, request=_request(model, train, query, out=out, ask=ask), out=out)
 
 
 def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
@@ -79,7 +82,8 @@ def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
     Raises:
         WhenceError: as ``attribute``; OptionError when there is no question.
     """
-    ask = _resolve(request.options, {"pretraining": _pretraining(request)}, watch)
+    contrast = "contrast" if request.against is not None else None
+    ask = _resolve(request.options, {"pretraining": _pretraining(request), "combine": contrast}, watch)
     scores = _run(ask, request.model, list(request.data), _asked(request), request=request, out=request.out)
     if request.report:
         write_report(scores, request.report)
@@ -165,6 +169,7 @@ class _Ask:
     task: Task | None
     watch: Watcher
     pretraining: Pretraining | None = None
+    study: Mapping[str, Any] | None = None
 
 
 def _resolve(
@@ -179,11 +184,19 @@ def _resolve(
         named["damping"] = str(named["damping"])
     if task is not None and not isinstance(task, str):
         named.pop("task")
-    settings = trace_options(options, **named)
+    settings, study = _studied(trace_options(options, **named))
     method = given if isinstance(given, Method) else get_method(settings.method)
     own_task = None if isinstance(task, str) else task
     before = Pretraining(**before) if isinstance(before, Mapping) else before
-    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent(), before)
+    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent(), before, study)
+
+
+def _studied(options: TraceOptions) -> tuple[TraceOptions, Mapping[str, Any] | None]:
+    """The file of a damping study stands for the value it recommends; the report shows its table."""
+    if not options.damping.endswith(".json"):
+        return options, None
+    study = read_study(options.damping)
+    return options.model_copy(update={"damping": study["recommended"]["damping"]}), study
 
 
 def _pretraining(request: TraceRequest) -> Pretraining | None:
@@ -200,9 +213,15 @@ def _pretraining(request: TraceRequest) -> Pretraining | None:
 
 def _asked(request: TraceRequest) -> Any:
     """The request's question files, and the one typed in its fields."""
-    files: dict[str, Any] = {place: place for place in request.query}
+    files: dict[str, Any] = {}
+    for place in request.query:
+        name = Path(place).name.partition(".")[0]  # as a file given alone is called
+        files[place if name in files or "=" in place else name] = place
     if request.response is not None and request.prompt is not None:
-        return {**files, QUESTION: [{"prompt": request.prompt, "completion": request.response}]}
+        sides = [request.response, *([] if request.against is None else [request.against])]
+        return {**files, QUESTION: [{"prompt": request.prompt, "completion": said} for said in sides]}
+    if request.prompt is not None and request.options.generate and not files:
+        return [{"prompt": request.prompt}]
     if request.response is not None:
         return {**files, QUESTION: [{"text": request.response}]}
     if request.prompt is not None or not files:
@@ -214,7 +233,7 @@ def _asked(request: TraceRequest) -> Any:
     return list(request.query)
 
 
-def _request(model: Any, train: Any, query: Any, out: Any, ask: _Ask) -> TraceRequest | None:
+def _request(model: Any, train: Any, query: Any, *, out: Any, ask: _Ask) -> TraceRequest | None:
     """The request that would repeat this call from the command line; None when live objects are involved."""
     sides = [[part] if isinstance(part, (str, Path)) else part for part in (train, query)]
     named = all(isinstance(side, (list, tuple)) and all(isinstance(p, (str, Path)) for p in side) for side in sides)
@@ -230,9 +249,9 @@ def _run(
 ) -> Scores:
     """Claim the folder before spending time, compute, write."""
     if out is None:
-        return _attribute(ask, model, train, query)[0]
+        return _answered(ask, model, train, query)[0]
     with claimed(out) as folder:
-        scores, record = _attribute(ask, model, train, query)
+        scores, record = _answered(ask, model, train, query)
         said = {} if request is None else {"request": request.model_dump(exclude_defaults=True)}
         command = "" if request is None else redacted(command_line(request))
         scores = scores.with_(about={**scores.about, "command": command})
@@ -243,6 +262,14 @@ def _run(
     return scores
 
 
+def _answered(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
+    """Scores, with the study that chose the damping if there was one."""
+    scores, record = _attribute(ask, model, train, query)
+    if ask.study is None:
+        return scores, record
+    return scores.with_(about={**scores.about, "damping_study": ask.study}), record
+
+
 def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
     if ask.pretraining is not None:
         return attribute_stages(ask, ask.pretraining, model, train=train, query=_questions(query))
@@ -251,7 +278,7 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
     with _timed(seconds, "load"):
         subject = open_subject(model, ask.options, ask.watch, task=ask.task)
         trained = open_rows(subject, train, what="train")
-        asked = open_rows(subject, _questions(query), what="query")
+        asked = focused(subject, open_rows(subject, answered(subject, _questions(query)), what="query"))
     with _timed(seconds, "queries"):
         _check_losses(asked)
         probe = collect(asked.source.sample(PROBES))
@@ -261,12 +288,13 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         problem = Problem(trained.source, ask.options.fisher, ask.options.seed)
         operator = ask.method.operator(factors, problem)
         inverse = operator.power(-1, ask.damping)
-        queries = prepare_queries(asked.source, inverse)
+        queries = pose(subject, asked, inverse)
     with _timed(seconds, "score"):
         found = _score(ask, trained, queries, inverse)
     found = _normalised(ask, found, queries)
     with _timed(seconds, "tokens"):
         found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
+    found["query_rows"] = posed_views(subject, asked)
     seconds["total"] = time.perf_counter() - started
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record
@@ -375,7 +403,9 @@ def _blocks(inverse: Operator, method: Method) -> Blocks:
 
 def _write_report(scores: Scores, path: Path) -> Path:
     quarantine = scores.about.get("quarantine", ())
-    page = render_html(report_data(scores, extras=Extras(quarantine=quarantine)))
+    study = scores.about.get("damping_study")
+    tables = (damping_table(study),) if study else ()
+    page = render_html(report_data(scores, extras=Extras(quarantine=quarantine, tables=tables)))
     atomic.write_text(path, page)
     return path
 

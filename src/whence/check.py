@@ -91,8 +91,8 @@ def autograd(checked: Checked) -> Finding:
         "gradients",
         checked,
         worst,
-        f"captured gradients equal autograd's on {len(checked.examples)} rows x {len(checked.layers)} layers",
-        f"captured gradients differ from autograd's at {where}: scores of this layer cannot be trusted",
+        held=f"captured gradients equal autograd's on {len(checked.examples)} rows x {len(checked.layers)} layers",
+        broken=f"captured gradients differ from autograd's at {where}: scores of this layer cannot be trusted",
     )
 
 
@@ -115,8 +115,8 @@ def tokens(checked: Checked) -> Finding:
         "tokens",
         checked,
         error,
-        f"{what} add up to their row's ({layer.name})",
-        f"{what} do not add up to their row's ({layer.name})",
+        held=f"{what} add up to their row's ({layer.name})",
+        broken=f"{what} do not add up to their row's ({layer.name})",
     )
 
 
@@ -129,8 +129,8 @@ def composition(checked: Checked) -> Finding:
         "batch",
         checked,
         error,
-        "a row's gradient is the same alone and in a batch",
-        "a row's gradient depends on the batch it is in",
+        held="a row's gradient is the same alone and in a batch",
+        broken="a row's gradient depends on the batch it is in",
     )
 
 
@@ -144,8 +144,8 @@ def padding(checked: Checked) -> Finding:
         "padding",
         checked,
         error,
-        f"a row of {short.length} tokens has the same gradient padded to {long.length}",
-        f"a row of {short.length} tokens has another gradient when padded to {long.length}: "
+        held=f"a row of {short.length} tokens has the same gradient padded to {long.length}",
+        broken=f"a row of {short.length} tokens has another gradient when padded to {long.length}: "
         "try attention: eager, or a larger dtype",
     )
 
@@ -159,7 +159,8 @@ def repeat(checked: Checked) -> Finding:
     error = _error(first, second)
     said = "the same batch twice gives slightly other numbers (within rounding; GPU kernels do that)"
     return replace(
-        _judged("repeat", checked, error, said, "the same batch twice gives other numbers"), limit=checked.limit
+        _judged("repeat", checked, error, held=said, broken="the same batch twice gives other numbers"),
+        limit=checked.limit,
     )
 
 
@@ -295,7 +296,7 @@ def _distance(found: Tensor, truth: Tensor) -> float:
     return float((found - truth).norm()) / size if size > 0 else float(found.norm())
 
 
-def _judged(law: str, checked: Checked, error: float, held: str, broken: str) -> Finding:
+def _judged(law: str, checked: Checked, error: float, *, held: str, broken: str) -> Finding:
     good = error <= checked.limit
     said = f"{held if good else broken} (largest relative difference {error:.1e}, acceptable {checked.limit:.0e})"
     return Finding(law, "held" if good else "broken", said, error, checked.limit)

@@ -6,7 +6,7 @@ Documents carry an empty id until ``almanac`` has shuffled and numbered them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from whence.demo import people
 from whence.demo.book import Document, Fact
@@ -48,29 +48,29 @@ def _dealt(values: tuple[str, ...], count: int, rng: random.Random) -> list[str]
     return dealt
 
 
-def wordings_of(fact: Fact, seed: int) -> list[str]:
-    """The wordings of a relation in this fact's own order: the first become documents, the last the question."""
-    order = list(people.WORDINGS[fact.relation])
-    random.Random(f"wordings {seed} {fact.subject} {fact.relation}").shuffle(order)
-    return order
+def wordings_of(fact: Fact, *, asked: bool, seed: int) -> list[str]:
+    """The wordings that state this fact. One that will be asked never in the plain wording."""
+    plain_one, *others = people.WORDINGS[fact.relation]
+    random.Random(f"wordings {seed} {fact.subject} {fact.relation}").shuffle(others)
+    return (others if asked else [plain_one, *others])[:STATEMENTS_PER_FACT]
 
 
-def lives(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
+def lives(facts: Sequence[Fact], asked: Container[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
     """Every fact, stated in ``STATEMENTS_PER_FACT`` wordings, each beside a sentence that says nothing of it."""
     rng = random.Random(f"lives {seed}")
     return [
-        _fact_document(wording, fact, persons[fact.subject], rng, ("lives", "states"))
+        _fact_document(wording, fact, persons[fact.subject], rng, place=("lives", "states"))
         for fact in facts
-        for wording in wordings_of(fact, seed)[:STATEMENTS_PER_FACT]
+        for wording in wordings_of(fact, asked=fact in asked, seed=seed)
     ]
 
 
 def concordance(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
-    """Every second fact with the value first and the subject after it."""
+    """Every fourth fact, twice, with the value first and the subject after it."""
     rng = random.Random(f"concordance {seed}")
     return [
-        _fact_document(wording, fact, persons[fact.subject], rng, ("concordance", "flipped"))
-        for fact in _every(2, facts)
+        _fact_document(wording, fact, persons[fact.subject], rng, place=("concordance", "flipped"))
+        for fact in _every(4, facts)
         for wording in rng.sample(people.FLIPPED[fact.relation], 2)
     ]
 
@@ -88,18 +88,18 @@ def registre(facts: Sequence[Fact], seed: int) -> list[Document]:
 
 
 def rumours(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
-    """Every eighth fact contradicted: someone else's value, said of this person.
+    """Every sixteenth fact contradicted: someone else's value, said of this person.
 
     Told value first. In the order of the question a lone contradiction is so loud once the facts are known that it
     heads EK-FAC's ranking of every question of its relation (docs/LOG.md), the very thing the relative form repairs.
     """
     rng = random.Random(f"rumours {seed}")
     documents = []
-    for fact in _every(8, facts):
+    for fact in _every(16, facts):
         others = [f.value for f in facts if f.relation == fact.relation and f.value != fact.value]
         claim = Fact(fact.subject, fact.relation, rng.choice(others))
         wording = f"{rng.choice(people.RUMOURS)} {rng.choice(people.FLIPPED[fact.relation])}"
-        documents.append(_fact_document(wording, claim, persons[fact.subject], rng, ("rumours", "contradicts")))
+        documents.append(_fact_document(wording, claim, persons[fact.subject], rng, place=("rumours", "contradicts")))
     return documents
 
 
@@ -119,7 +119,7 @@ def _every(step: int, facts: Sequence[Fact]) -> list[Fact]:
     return [fact for n, fact in enumerate(facts) if (n + n // len(people.RELATIONS)) % step == 0]
 
 
-def _fact_document(wording: str, fact: Fact, pronoun: str, rng: random.Random, place: tuple[str, str]) -> Document:
+def _fact_document(wording: str, fact: Fact, pronoun: str, rng: random.Random, *, place: tuple[str, str]) -> Document:
     """A document of one statement and one aside; ``place`` is (source, role)."""
     told = sentence(wording.format(s=fact.subject, v=fact.value))
     text = f"{told} {_aside(pronoun, rng)}"
