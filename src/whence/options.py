@@ -61,6 +61,18 @@ class TraceOptions(BaseModel):
         ge=0,
         description="Token scores of this many of the strongest rows on each side of every question (0 = none).",
     )
+    span: str | None = Field(
+        default=None, description="Explain only characters start:stop of the response, such as 12:30."
+    )
+    combine: Literal["each", "mean", "contrast"] = Field(
+        default="each",
+        description="Questions one by one; as one direction (mean); or A minus B: two questions, or two files.",
+    )
+    generate: int = Field(
+        default=0,
+        ge=0,
+        description="Let the model answer a prompt that has no response: most tokens of its greedy continuation.",
+    )
     lexical: bool = Field(default=True, description="Show BM25 word overlap beside every score.")
     task: str = Field(default="auto", description="causal_lm, classification ...; auto goes by the rows and the model.")
     columns: dict[str, str] = Field(
@@ -134,6 +146,10 @@ class TraceRequest(BaseModel):
     )
     prompt: str | None = Field(default=None, description="The text the model was given.")
     response: str | None = Field(default=None, description="What it answered: the text to explain.")
+    against: str | None = Field(
+        default=None,
+        description="Another response: explains why the one rather than the other (their logit difference).",
+    )
     pretrained: str | None = Field(
         default=None, description="The model that fine-tuning started from: asks its training rows as well."
     )
@@ -152,9 +168,35 @@ class TraceRequest(BaseModel):
         return (value,) if isinstance(value, str) else value
 
 
+class SweepOptions(BaseModel):
+    """What ``whence damping`` tries, and what it scores it against."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: tuple[str, ...] = Field(
+        default=(), description="Dampings of one kind to try (default: relative, 1e-4 to 100 in half decades)."
+    )
+    sample: int = Field(default=256, ge=3, description="Training rows whose gradients are kept and compared.")
+    questions: int = Field(default=16, ge=1, description="Most questions to use.")
+    reference: Literal["auto", "none"] = Field(
+        default="auto", description="Score against an exact Gauss-Newton matrix of the smallest layers."
+    )
+    reference_damping: str = Field(default="relative:0.01", description="Damping of that exact matrix.")
+    bank: str | None = Field(
+        default=None,
+        description=".npz of retrained models: kept (M x rows, booleans) and losses (M x questions, nats).",
+    )
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(str(part).strip() for part in parts)
+
+
 def describe(field: str) -> str:
     """The description of a setting, for the help text."""
-    for record in (TraceRequest, TraceOptions):
+    for record in (TraceRequest, TraceOptions, SweepOptions):
         if field in record.model_fields:
             return record.model_fields[field].description or ""
     raise KeyError(field)
@@ -183,6 +225,15 @@ def trace_request(flat: Mapping[str, Any]) -> TraceRequest:
     own = {k: v for k, v in flat.items() if k in TraceRequest.model_fields}
     rest = {k: v for k, v in flat.items() if k not in TraceRequest.model_fields}
     return _validated(TraceRequest, {**own, "options": trace_options({**options, **rest})})
+
+
+def sweep_options(**given: Any) -> SweepOptions:
+    """Options of a damping sweep.
+
+    Raises:
+        OptionError: a setting that does not exist or cannot have this value.
+    """
+    return _validated(SweepOptions, {k: v for k, v in given.items() if v is not None})
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

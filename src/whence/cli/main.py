@@ -45,6 +45,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo", "A small model, a made-up encyclopedia, and where its answers come from."),
     "trace": ("trace", "Which training rows made the model say this?"),
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
+    "damping": ("damping", "Which damping does the evidence speak for?"),
     "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
     "info": ("inspect", "What a run computed, and how to repeat it."),
     "report": ("inspect", "Render the HTML report of a run again."),

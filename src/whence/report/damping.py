@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from whence.report.records import Table
@@ -12,6 +13,11 @@ from whence.report.records import Table
 STUDY_FORMAT = "whence damping study 1"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 340, 52, 24, 16, 46
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+TRUTHS: Mapping[str, str] = {
+    "lds": "retrained subsets (LDS)",
+    "pbrf": "proximal retraining (PBRF)",
+    "reference": "exact reference",
+}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #777; --line: #ddd; --page: #fff;
  --c0: #1769aa; --c1: #7aa7cc; --c2: #9a6700; --c3: #1a7f37; --c4: #8250df; --c5: #cf222e; }
@@ -32,15 +38,21 @@ Curve = tuple[str, Sequence[float], Sequence[float | None], Sequence[float]]
 def curves(study: Mapping[str, Any]) -> list[Curve]:
     """What is plotted: neighbours at the geometric middle of their dampings, everything else at its damping."""
     values = [float(v) for v in study["values"]]
-    between = [math.sqrt(a * b) for a, b in zip(values[:-1], values[1:], strict=True)]
+    between = [math.sqrt(a * b) for a, b in pairwise(values)]
     found: list[Curve] = [
         ("neighbours, rank correlation", between, [n["spearman"] for n in study["neighbours"]], ()),
         ("neighbours, linear correlation", between, [n["pearson"] for n in study["neighbours"]], ()),
         ("agreement with the gradient dot product", values, list(study["to_plain"]), ()),
     ]
-    names = {"lds": "retrained subsets (LDS)", "pbrf": "proximal retraining (PBRF)", "reference": "exact reference"}
+    names: dict[str, str] = {
+        "lds": "retrained subsets (LDS)",
+        "pbrf": "proximal retraining (PBRF)",
+        "reference": "exact reference",
+    }
     for entry in study["evidence"]:
-        found.append((names.get(entry["kind"], entry["kind"]), values, list(entry["values"]), list(entry["errors"])))
+        found.append(
+            (names.get(entry["kind"], str(entry["kind"])), values, list(entry["values"]), list(entry["errors"]))
+        )
     return found
 
 
@@ -76,49 +88,61 @@ def render_damping(study: Mapping[str, Any]) -> str:
     )
 
 
+class _Axes:
+    """From values to places in the drawing: x logarithmic, y from the lowest value (0 at most) to 1."""
+
+    def __init__(self, study: Mapping[str, Any]) -> None:
+        values = [float(v) for v in study["values"]]
+        lowest = min((y for _, _, ys, _ in curves(study) for y in ys if y is not None), default=0.0)
+        self.floor = min(0.0, math.floor(10 * lowest) / 10)
+        self.low, self.high = math.log10(values[0]), math.log10(values[-1])
+
+    def x(self, value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(value) - self.low) / ((self.high - self.low) or 1)
+
+    def y(self, value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - self.floor) / (1 - self.floor))
+
+
 def _plot(study: Mapping[str, Any]) -> str:
-    values = [float(v) for v in study["values"]]
-    lows = [y for _, _, ys, _ in curves(study) for y in ys if y is not None]
-    floor = min(0.0, math.floor(10 * min(lows, default=0.0)) / 10)
-    low, high = math.log10(values[0]), math.log10(values[-1])
-
-    def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(value) - low) / ((high - low) or 1)
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - floor) / (1 - floor))
-
-    parts = []
-    for tick in (floor, *(t / 4 for t in range(5) if t / 4 > floor)):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
-        at = x(10.0**power)
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{10.0**power:g}</text>')
-    kind = str(study["dampings"][0]).split(":")[0]
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(kind)} damping</text>')
-    at = x(float(str(study["recommended"]["damping"]).split(":")[1]))
-    parts.append(f'<line class="chosen" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    keys = []
-    for n, (name, xs, ys, errors) in enumerate(curves(study)):
-        colour = f"var(--c{min(n, 5)})"
-        known = [(x(a), y(b), e) for a, b, e in zip(xs, ys, errors or [0.0] * len(xs), strict=True) if b is not None]
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b, _ in known)
-        parts.append(f'<polyline style="stroke:{colour}" points="{points}"/>')
-        scale = (HEIGHT - TOP - BOTTOM) / (1 - floor)
-        for a, b, error in known:
-            reach = error * scale
-            parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" style="fill:{colour}"/>')
-            if error:
-                bar = f'x1="{a:.1f}" x2="{a:.1f}" y1="{b - reach:.1f}" y2="{b + reach:.1f}"'
-                parts.append(f'<line {bar} style="stroke:{colour}"/>')
-        keys.append(f'<span style="color:{colour}">●</span> {escape(name)}')
+    axes = _Axes(study)
+    at = axes.x(float(str(study["recommended"]["damping"]).split(":")[1]))
+    kind = escape(str(study["dampings"][0]).split(":")[0])
+    chosen = f'<line class="chosen" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    drawn = [_curve(axes, curve, f"var(--c{min(n, 5)})") for n, curve in enumerate(curves(study))]
+    keys = [f'<span style="color:var(--c{min(n, 5)})">●</span> {escape(c[0])}' for n, c in enumerate(curves(study))]
     label = "correlation against damping; the dashed line is the recommended value"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-        f'<p class="key">{" · ".join(keys)} · dashed: recommended</p>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{_grid(axes, kind)}{chosen}'
+        f'{"".join(drawn)}</svg><p class="key">{" · ".join(keys)} · dashed: recommended</p>'
     )
+
+
+def _grid(axes: _Axes, kind: str) -> str:
+    parts = []
+    for tick in (axes.floor, *(t / 4 for t in range(5) if t / 4 > axes.floor)):
+        y = axes.y(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for power in range(math.ceil(axes.low - 1e-9), math.floor(axes.high + 1e-9) + 1):
+        x, shown = axes.x(10.0**power), f"{10.0**power:g}"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{shown}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return "".join(parts) + f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{kind} damping</text>'
+
+
+def _curve(axes: _Axes, curve: Curve, colour: str) -> str:
+    """A line through the known points, with bars of one standard error."""
+    _, xs, ys, errors = curve
+    known = [(axes.x(a), b, e) for a, b, e in zip(xs, ys, errors or [0.0] * len(xs), strict=True) if b is not None]
+    points = " ".join(f"{x:.1f},{axes.y(b):.1f}" for x, b, _ in known)
+    parts = [f'<polyline style="stroke:{colour}" points="{points}"/>']
+    for x, value, error in known:
+        parts.append(f'<circle cx="{x:.1f}" cy="{axes.y(value):.1f}" r="3" style="fill:{colour}"/>')
+        if error:
+            ends = f'y1="{axes.y(value + error):.1f}" y2="{axes.y(value - error):.1f}"'
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} style="stroke:{colour}"/>')
+    return "".join(parts)
 
 
 def _layers(study: Mapping[str, Any]) -> str:
