@@ -39,11 +39,11 @@ def trace(voice: Voice, given: dict[str, Any]) -> int:
 
     whence trace --model ./model --data train.jsonl --query questions.jsonl -o run/
 
-    whence trace --model ./tuned --data tune.jsonl --pretrained ./base --pretrained-data pre.jsonl --query q.jsonl
+    whence trace -c two-stages.yaml --pretrained ./base --pretrained-data books.jsonl
 
     The response is appended to the prompt exactly as written: mind the space between them. Every setting that has no
     flag here (fisher, fit_rows, max_length, dtype, seed ...) goes into the YAML file, or on the line all the same:
-    --fit-rows all. --json puts NDJSON on stdout.
+    --fit-rows all. With pretrained, the rows of the training before the last one are asked as well.
     """
     flat = read_config(given.pop("config")) if "config" in given else {}
     request = trace_request({**flat, **given})
