@@ -250,3 +250,15 @@ def test_an_adapter_whose_base_is_gone(folder: Path, tmp_path: Path) -> None:
 def test_something_else() -> None:
     with pytest.raises(ModelError, match="given as int"):
         load_model(3)
+
+
+def test_no_network_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_address(*_: object) -> None:
+        raise OSError("no such host")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", no_address)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(ModelError, match=r"nor in the cache, and huggingface\.co cannot be reached"):
+        load_model("whence-test/no-such-model")

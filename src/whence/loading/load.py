@@ -20,7 +20,7 @@ from torch import nn
 from whence.errors import ModelError, OptionError, did_you_mean
 from whence.loading.fingerprints import describe_model, describe_tokenizer, file_records
 from whence.loading.guards import Weights, check_complete, check_finite, check_weight_files, explained, quiet
-from whence.loading.places import is_adapter, pick_device, read_object, resolve
+from whence.loading.places import check_reachable, is_adapter, pick_device, read_object, resolve
 
 REMOTE_CODE, PICKLE_WEIGHTS = "remote_code", "pickle_weights"
 ALLOWABLE = (REMOTE_CODE, PICKLE_WEIGHTS)
@@ -118,6 +118,8 @@ def _from_place(request: _Request) -> Loaded:
     folder = Path(request.place)
     if folder.is_dir() and is_adapter(folder):
         return _adapter(folder, request)
+    if not folder.is_dir():
+        check_reachable(request.place)
     with explained(request.place):
         config = transformers.AutoConfig.from_pretrained(request.place, **request.keywords())
         request = replace(request, task=_task_of(config) if request.task == "auto" else request.task)

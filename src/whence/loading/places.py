@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 
 from whence.errors import ModelError, OptionError
@@ -62,6 +67,26 @@ def _looks_local(spec: str) -> bool:
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or "\\" in spec or spec.count("/") > 1:
         return True
     return "/" in spec and Path(spec).parent.is_dir()
+
+
+def check_reachable(name: str) -> None:
+    """Say at once that the hub is out of reach; its client would try for half a minute.
+
+    Raises:
+        ModelError: not in the cache, and the hub's host has no address here (and no proxy that could know it).
+    """
+    known = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    if isinstance(known, str) or os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+        return
+    host = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise ModelError(
+            f"{name} is neither a folder here nor in the cache, and {host} cannot be reached",
+            wanted="an existing folder, or a hub id while there is a network",
+            try_="check the path; in a folder above, write ./name",
+        ) from error
 
 
 def pick_device(device: str) -> str:
