@@ -45,11 +45,11 @@ def assemble(
     """
     quarantine = (*trained.quarantine, *_nonfinite(trained, found))
     views = _views(trained, quarantine)
-    query_views = _views(asked, ())
+    query_views = found.get("query_rows") or _views(asked, ())
     columns = found.get("columns")
     return Scores(
         values=found["values"],
-        query_ids=tuple(asked.source.ids),
+        query_ids=tuple(query_views) if found.get("query_rows") else tuple(asked.source.ids),
         train_ids=tuple(trained.rows.ids),
         n_train=len(trained.examples),
         columns=columns,
@@ -126,6 +126,7 @@ def _about(
         "fisher": factors.about.get("fisher"),
         "fit": [{k: stage[k] for k in ("name", "rows", "seconds")} for stage in factors.about.get("stages", ())],
         "seed": options.seed,
+        "question": _question(subject),
         "layers": list(subject.layers.names),
         "coverage": {"share": subject.layers.covered, "layers": len(subject.layers)},
         "model": {"name": loaded.about["spec"], **_short(loaded.about["model"])},
@@ -139,6 +140,15 @@ def _about(
         "memory": {"peak_megabytes": None if peak is None else round(peak / 1e6)},
         "warnings": [*_warnings(subject, trained), *factors.about.get("notes", ())],
     }
+
+
+def _question(subject: Subject) -> dict[str, Any]:
+    """What was asked beyond the loss of each whole answer; empty for the plain question."""
+    options = subject.options
+    said = {"span": options.span, "generate": options.generate or None}
+    said["combine"] = None if options.combine == "each" else options.combine
+    said["measurement"] = subject.task.fingerprint().get("measurement")
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _short(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,9 @@ class LiveGradients:
         visitor.close(Closed(batch.ids, losses.detach().cpu(), finite.cpu()))
 
     def _losses(self, batch: Batch, labels: Labels, seed: int) -> Tensor:
+        measure = getattr(self.task, "measure", None)
+        if labels == "measurement" and measure is not None:  # a function of model and batch, not of these outputs
+            return measure(self.model, batch)
         outputs = self.task.outputs(self.model, batch)
         if labels == "measurement":
             return self.task.measurements(outputs, batch)

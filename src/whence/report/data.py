@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from whence.report import statistics, words
+from whence.report.modules import head_grid, module_shares
 from whence.report.records import (
     Extras,
     LayerGrid,
@@ -163,7 +164,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
     spread = statistics.describe(values[known] / scores.n_train)
     verdict = statistics.judge_lexical(values[known], lexical[known]) if lexical is not None else None
     parts, unit = locate_parts(view.text, view.spans), words.unit(scores.about)
-    asked = _asked(view, parts)
+    asked, sums = _asked(view, parts), _layer_sums(scores, q, ranking, shelf)
     return QueryReport(
         id=query_id,
         view=view_name,
@@ -177,10 +178,17 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
         ranking=ranking,
         distribution=spread,
         lexical=verdict,
-        layers=_layer_sums(scores, q, ranking, shelf),
+        layers=sums,
+        modules=module_shares(scores.layer_names, sums),
+        heads=head_grid(scores.heads.get(query_id, {})),
         sources=tuple(totals),
         query_tokens=shelf.extras.query_tokens.get(query_id) or scores.query_tracks.get(query_id),
         tokens=tokens,
+        pairs={
+            row: scores.token_pairs[key]
+            for row in tokens
+            if (key := (query_id, shelf.order[row])) in scores.token_pairs
+        },
         warnings=_warnings(ranking, shelf, verdict, unit=unit),
     )
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
+
 from whence.report import words
 from whence.report.characters import FORMULA, RANGES
 from whence.report.records import LayerSums, QueryReport, Ranking, ReportData, RowText, TokenScores
@@ -101,6 +103,9 @@ def _pack_query(query: QueryReport, data: ReportData) -> dict[str, Any]:
         "layers": _pack_layers(query.layers),
         "parts": _utf16(query.text, query.parts),
         "ranking": _pack_ranking(query.ranking),
+        "modules": _jsonable(query.modules),
+        "heads": _jsonable(query.heads),
+        "pairs": {str(row): _pack_pairs(cells) for row, cells in query.pairs.items()},
         "query_tokens": _pack_tokens(query.text, query.query_tokens) if query.query_tokens else None,
         "tokens": {
             str(row): [_pack_tokens(data.rows[row].text, kind) for kind in kinds] for row, kinds in query.tokens.items()
@@ -138,6 +143,15 @@ def _pack_tokens(text: str, tokens: TokenScores) -> dict[str, Any]:
         "scores": [short(tokens.scores[i], 3) for i in inside],
         "masked": [n for n, i in enumerate(inside) if tokens.masked and tokens.masked[i]],
     }
+
+
+def _pack_pairs(cells: np.ndarray) -> dict[str, Any]:
+    """The lines that are not all zero, as whole numbers of one ten-thousandth of the largest cell."""
+    inner = cells[:, :-1].astype(np.float64)
+    unit = float(np.abs(inner).max(initial=0.0)) / 10_000
+    lines = np.flatnonzero(np.abs(inner).max(1, initial=0.0) > 0)
+    whole = np.rint(inner[lines] / unit).astype(int).tolist() if unit > 0 else []
+    return {"unit": short(unit), "lines": lines.tolist(), "cells": whole}
 
 
 def _utf16(text: str, ranges: Sequence[tuple[str, int, int]]) -> list[list[Any]]:

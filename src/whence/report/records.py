@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from whence.results import TokenTrack as TokenScores
 
 
@@ -173,6 +175,26 @@ class LayerSums:
 
 
 @dataclass(frozen=True)
+class ModuleShare:
+    """A group of layers. ``level`` is ``part`` (attention, MLP, other) or ``kind``; shares are of each side's total."""
+
+    level: str
+    name: str
+    layers: int
+    proponents: float | None
+    opponents: float | None
+
+
+@dataclass(frozen=True)
+class HeadGrid:
+    """Scores by attention head: ``cells[layer][head]``, summed over the strongest proponents."""
+
+    layers: tuple[str, ...]
+    heads: int
+    cells: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class LayerGrid:
     """Layer names arranged by depth and kind; ``cells[d][k]`` is a layer's position or -1."""
 
@@ -207,7 +229,10 @@ class LexicalVerdict:
 
 @dataclass(frozen=True)
 class QueryReport:
-    """One question and its answer. ``view`` names the method where several rankings are shown side by side."""
+    """One question and its answer. ``view`` names the method where several rankings are shown side by side.
+
+    ``pairs`` maps a row to its table of question spans x row spans (a last line and column without characters).
+    """
 
     id: str
     view: str
@@ -225,6 +250,9 @@ class QueryReport:
     sources: tuple[SourceTotal, ...] = ()
     query_tokens: TokenScores | None = None
     tokens: Mapping[int, tuple[TokenScores, ...]] = field(default_factory=dict)
+    pairs: Mapping[int, np.ndarray] = field(default_factory=dict)
+    modules: tuple[ModuleShare, ...] = ()
+    heads: HeadGrid | None = None
     warnings: tuple[str, ...] = ()
 
 
