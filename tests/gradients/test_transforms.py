@@ -13,7 +13,11 @@ from whence.curvature.fit import fit
 from whence.errors import LayerError, StoreError
 from whence.gradients.fisher import gradient_rows
 from whence.gradients.transforms import (
-    RowColumn, TransformedGradients, elementwise, require_same_transforms, row_column,
+    RowColumn,
+    TransformedGradients,
+    elementwise,
+    require_same_transforms,
+    row_column,
 )  # fmt: skip
 from whence.linalg.matrix_batch import Outer
 from whence.linalg.projection import random_projection
@@ -132,7 +136,7 @@ def test_mismatched_sides_are_refused_by_field(live, moments):
 def test_a_transform_of_another_model_is_refused(live):
     other = small_source(llama(layers=1), examples(2), ("*q_proj",))
     projection = random_projection(other.layers.sizes, size=3, seed=5)
-    with pytest.raises(LayerError, match="no such layer|16"):
+    with pytest.raises(LayerError, match=r"no such layer|16"):
         _ = TransformedGradients(live, (projection,)).layers
 
 
