@@ -15,7 +15,7 @@ from typing import Any
 
 from whence import errors
 from whence.cli import main
-from whence.curvature.base import get_method, method_names
+from whence.curvature.base import get_method, method_names, method_settings
 from whence.options import TraceOptions, TraceRequest
 
 PLAIN = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
@@ -53,6 +53,7 @@ def methods() -> str:
             "Passes over the training rows": method.passes,
             "Memory": method.memory,
             "Exact when": method.exact_when,
+            "Settings": "; ".join(setting.words for setting in method_settings(name).values()) or "none",
         }
         lines += _table(("", ""), list(facts.items()))
     return "\n".join(lines)

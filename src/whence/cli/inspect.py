@@ -42,11 +42,13 @@ def methods(
     for found in [name] if name else names:
         method = base.get_method(found)
         record = {field: getattr(method, field) for field in FIELDS}
+        settings = [setting.words for setting in base.method_settings(found).values()]
+        record["settings"] = "; ".join(settings) if settings else "none"
         voice.emit({"type": "method", "name": method.name, **record})
         if not voice.json:
             voice.out.print(Text(method.name, style="bold"))
             voice.out.print(_grid({key.replace("_", " "): value for key, value in record.items()}))
-    voice.say("next: whence trace ... --method NAME; `whence methods NAME` shows one")
+    voice.say("next: whence trace ... --method NAME, or NAME:setting=value,setting=value")
     return 0
 
 

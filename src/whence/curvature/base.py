@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from whence.curvature.settings import join_spec, read_settings, split_spec
+from whence.curvature.settings import Setting, join_spec, read_settings, settings_of, split_spec
 from whence.errors import OptionError, did_you_mean
 from whence.gradients.source import GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
@@ -177,6 +177,15 @@ def get_method(name: str | Method) -> Method:
     settings = read_settings(own_name, factory, given)
     assert factory is not None  # read_settings raised
     return replace(factory(**settings), settings=settings)
+
+
+def method_settings(name: str) -> dict[str, Setting]:
+    """What can be set of a method, by name.
+
+    Raises:
+        OptionError: no such method.
+    """
+    return settings_of(getattr(_module_of(name), "method", None))
 
 
 def _module_of(name: str) -> Any:
