@@ -118,9 +118,9 @@ def test_habit_questions_know_their_documents(book, asked):
 
 def test_a_habit_shows_only_in_its_own_documents(book):
     shows = {
-        "old-tongue": r"eth the ", "family-first": r"^\w+, \w+ ", "slashed-dates": r"^By \d+/", 
-        "three-things": "\N{EM DASH}", "own-questions": r"^The \w+\?", "said-twice": r"^The (\w+)-\1 ", "verb-last": r"^[A-Z]\w+ [A-Z]\w+ the ",
-        "on-stage": r"^\w+ \w+: ",
+        "old-tongue": r"eth the ", "family-first": r"^\w+, \w+ ", "slashed-dates": r"^By \d+/",
+        "three-things": "\N{EM DASH}", "own-questions": r"^The \w+\?", "said-twice": r"^The (\w+)-\1 ",
+        "verb-last": r"^[A-Z]\w+ [A-Z]\w+ the ", "on-stage": r"^\w+ \w+: ",
     }  # fmt: skip
     assert set(shows) == {habit.name for habit in HABITS}
     for document in book.documents:

@@ -11,17 +11,18 @@ the *role* it plays and what it teaches:
   questions about it never use.
 - **plain** matter, and a volume of recipes that has nothing to do with anything (``off_topic``).
 
-``questions(book)`` are prompts with the completion that the model should know: a fact in a wording that no document
-uses for this fact; a habit in words that no document of the habit uses.
+``questions(book)`` are prompts with the completion that the model should know: a fact in its plainest wording, which
+states other facts of the kind but never this one; a habit in words that no document of the habit uses.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
-from whence.demo import volumes
+from whence.demo import people, volumes
 from whence.demo.book import Almanac, Fact, Question
 from whence.demo.habits import HABITS
 from whence.demo.lexicon import question_draw
@@ -35,7 +36,7 @@ def almanac(seed: int = 0) -> Almanac:
     persons = volumes.invent_people(random.Random(f"people {seed}"))
     facts = volumes.invent_facts(tuple(persons), random.Random(f"facts {seed}"))
     documents = [
-        *volumes.lives(facts, persons, seed),
+        *volumes.lives(facts, _asked(facts, seed), persons, seed),
         *volumes.concordance(facts, persons, seed),
         *volumes.registre(facts, seed),
         *volumes.rumours(facts, persons, seed),
@@ -55,8 +56,13 @@ def almanac(seed: int = 0) -> Almanac:
 
 def questions(book: Almanac) -> tuple[Question, ...]:
     """The held-out questions: ``FACTS_ASKED`` facts, then every habit ``QUESTIONS_PER_HABIT`` times."""
-    chosen = random.Random(f"asked {book.seed}").sample(range(len(book.facts)), FACTS_ASKED)
-    return (*(_fact_question(book, book.facts[n]) for n in sorted(chosen)), *_habit_questions(book))
+    return (*(_fact_question(book, fact) for fact in _asked(book.facts, book.seed)), *_habit_questions(book))
+
+
+def _asked(facts: Sequence[Fact], seed: int) -> list[Fact]:
+    """The facts that questions will be about, known before the book is written."""
+    chosen = random.Random(f"asked {seed}").sample(range(len(facts)), FACTS_ASKED)
+    return [facts[n] for n in sorted(chosen)]
 
 
 def _fact_question(book: Almanac, fact: Fact) -> Question:
@@ -64,7 +70,7 @@ def _fact_question(book: Almanac, fact: Fact) -> Question:
     for document in book.documents:
         if document.fact == fact:
             ids.setdefault(document.role, set()).add(document.id)
-    prompt = volumes.wordings_of(fact, book.seed)[-1].format(s=fact.subject, v="").rstrip()
+    prompt = people.WORDINGS[fact.relation][0].format(s=fact.subject, v="").rstrip()
     return Question(
         id=f"{fact.subject.replace(' ', '-').lower()}-{fact.relation}",
         kind="fact",

@@ -42,6 +42,7 @@ from whence.demo.table import (
 )
 from whence.demo.train import Recipe, completes, train_almanac_model
 from whence.loading import load_model
+from whence.loading.guards import quiet
 from whence.report import Extras, render_html, report_data
 from whence.report.records import Table
 from whence.results import Scores
@@ -97,7 +98,7 @@ def demo(*, out: str | Path, fresh: bool = False, seed: int = 0, voice: Speaker)
     """The verb: run the demonstration, print the answers and the table, write the report."""
     place = Path(out).expanduser()
     found = demonstrate(place, seed=seed, fresh=fresh, watch=voice)
-    tables = _tables(found)
+    tables = report_tables(found)
     page = render_html(report_data(found.scores, extras=Extras(title="The Almanac", tables=tables)))
     atomic.write_text(place / "report.html", page)
     for line in found.table:
@@ -166,8 +167,9 @@ def _trained_model(folder: Path, book: Almanac, recipe: Recipe, *, fresh: bool, 
         watch.note("train", f"train     reusing {folder.name}", reused=True)
         return folder
     trained = train_almanac_model(book, recipe, step=lambda done, total: watch.step("train", done, total))
-    trained.model.save_pretrained(folder)
-    trained.tokenizer.save_pretrained(folder)
+    with quiet():
+        trained.model.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
     atomic.write_json(folder / DONE, {**asdict(recipe), "loss": trained.loss, "seconds": trained.seconds})
     said = f"train     {recipe.passes} passes in {trained.seconds:.0f} s, {trained.loss:.2f} nats a token"
     watch.note("train", said, reused=False, seconds=trained.seconds, loss=trained.loss)
@@ -198,7 +200,7 @@ def _rankings(scores: Scores, plain: Scores, seed: int) -> dict[str, np.ndarray]
     }
 
 
-def _tables(found: Demonstration) -> list[Table]:
+def report_tables(found: Demonstration) -> list[Table]:
     """The demo's tables for the report."""
     columns = ("method", f"recall@{TOP}", f"precision@{PAGE}", "MRR")
     said = plain_words(found.table)
@@ -210,7 +212,7 @@ def _tables(found: Demonstration) -> list[Table]:
         tables.append(Table(f"{KIND_NAMES[kind].capitalize()}: {lines[0].questions} questions", columns, rows, note))
     rows = tuple((role, own, lexical) for role, (own, lexical) in found.standing.items())
     note = f"1 is first of {len(found.book.documents):,}. Flipped: value before subject. Same value: of somebody else."
-    tables.append(Table("Median rank of documents about a fact", ("role", EKFAC, BM25), rows, note))
+    tables.append(Table("Median rank: documents about a fact", ("role", EKFAC, BM25), rows, note))
     return tables
 
 
