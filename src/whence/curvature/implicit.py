@@ -22,7 +22,7 @@ from whence.gradients.products import Curvature, Products
 from whence.gradients.source import GradientSource, LiveGradients
 from whence.linalg.damping import Damping
 from whence.linalg.matrix_batch import Full, MatrixBatch
-from whence.linalg.operators import Blocks, Gradients
+from whence.linalg.operators import Blocks, Gradients, Operator
 from whence.linalg.packing import Apply, Layout
 
 # --- the scale of each layer ---------------------------------------------------------------------------------------
@@ -82,7 +82,11 @@ class Shift:
 
     def damped(self, apply: Apply) -> Apply:
         """The matrix plus the shift, on the live coordinates."""
-        return lambda x_KD: apply(x_KD * self.live_D) * self.live_D + x_KD * self.shift_D
+        return lambda x_KD: self.on_live(apply)(x_KD) + x_KD * self.shift_D
+
+    def on_live(self, apply: Apply) -> Apply:
+        """The matrix on the live coordinates, undamped."""
+        return lambda x_KD: apply(x_KD * self.live_D) * self.live_D
 
 
 def layer_shift(damping: Damping, means: Mapping[str, float], layout: Layout, like: Tensor) -> Shift:
@@ -191,6 +195,11 @@ def packed(layout: Layout, x: Gradients) -> Tensor:
 def unpacked(layout: Layout, x_KD: Tensor) -> dict[str, MatrixBatch]:
     """A flat block as gradients."""
     return {name: Full(part) for name, part in layout.unpack(x_KD).items()}
+
+
+def on_flat(operator: Operator, layout: Layout) -> Apply:
+    """An operator on gradients as a matrix on flat blocks."""
+    return lambda x_KD: packed(layout, operator.apply(unpacked(layout, x_KD)))
 
 
 # --- which matrix, over which rows ---------------------------------------------------------------------------------
