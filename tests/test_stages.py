@@ -83,6 +83,15 @@ def test_a_strong_pull_is_one_stage_on_the_pretrained_rows(world):
     np.testing.assert_allclose(both.removal_effect(0)[6:], alone.removal_effect(0), rtol=1e-5)
 
 
+def test_whole_matrix_methods_pass_through_both_stages_too(world):
+    """``exact`` couples layers; under a huge alpha and on the base itself it is one stage again."""
+    before = {"model": str(world["base"]), "data": str(world["pre"]), "alpha": 1e9}
+    layers = {"layers": ("*self_attn*",), "method": "exact", "damping": "relative:0.1"}
+    both = attribute(str(world["base"]), train=str(world["tune"]), query=QUERY, pretraining=before, **layers, **OPTIONS)
+    alone = attribute(str(world["base"]), train=str(world["pre"]), query=QUERY, **layers, **OPTIONS)
+    np.testing.assert_allclose(both.removal_effect(0)[6:], alone.removal_effect(0), rtol=1e-5)
+
+
 def test_ids_that_both_stages_have_are_told_apart(world):
     rows = [{"id": f"row{n}", **row} for n, row in enumerate(animal_rows(6))]
     before = {"model": str(world["base"]), "data": rows, "alpha": 0.5}

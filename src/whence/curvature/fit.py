@@ -20,6 +20,7 @@ from whence.linalg.operators import Gradients
 # Batches before the first look, and how much further the next look is.
 FIRST_LOOK = 4
 LOOK_GROWTH = 1.25
+KRONECKER_STAGES = ("covariance", "moments")  # whose operator is a Kronecker product, of K-FAC or of Shampoo
 # Where "auto" stops. On the benchmark's 1,000 rows this is about 380 rows for the basis and 130 for the eigenvalues,
 # and scores rank as those of the full fit do (Spearman above 0.99 for every query): ``make bench`` measures it.
 AGREEMENT = 0.9925
@@ -142,7 +143,7 @@ class _Run:
     def _look(self, halves: tuple[Sums, Sums]) -> float:
         assert self.probe is not None
         damping = self.options.damping
-        if self.stage.name == "covariance" and damping.kind != "factored":
+        if self.stage.name in KRONECKER_STAGES and damping.kind != "factored":
             # Factored damping inverts by Cholesky: a look costs a tenth of an eigendecomposition.
             damping = factored(damping.value if damping.kind == "relative" else 0.1)
         if not all(half.examples for half in halves):
