@@ -1,9 +1,10 @@
-"""``whence methods``, ``info``, ``report``: look at what there is."""
+"""``whence methods``, ``info``, ``report``, ``view``: look at what there is."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,13 @@ from whence.cli.flags import spoken
 from whence.cli.voice import Voice
 from whence.errors import OptionError, did_you_mean
 from whence.options import command_line, trace_request
-from whence.report import Extras, render_html, report_data
+from whence.present import page
+from whence.report import Extras
 from whence.report.characters import visible
 from whence.store import atomic
 from whence.store.provenance import redacted
 from whence.store.run import load_scores, read_manifest, verify
+from whence.viewer import serve
 
 FIELDS = ("idea", "reference", "passes", "memory", "exact_when")
 
@@ -90,12 +93,35 @@ def report(
     whence report run/ -o why.html
     """
     scores = load_scores(run)
-    page = out or run / "report.html"
-    extras = Extras(title=title, quarantine=scores.about.get("quarantine", ()))
-    atomic.write_text(page, render_html(report_data(scores, extras=extras)))
-    voice.emit({"type": "report", "path": str(page), "bytes": page.stat().st_size})
-    voice.say(f"written   {page} ({page.stat().st_size / 1e6:.1f} MB, one file, no network)")
-    voice.say(f"next: open {page} in a browser", "bold")
+    place = out or run / "report.html"
+    atomic.write_text(place, page(scores, Extras(title=title)))
+    voice.emit({"type": "report", "path": str(place), "bytes": place.stat().st_size})
+    voice.say(f"written   {place} ({place.stat().st_size / 1e6:.1f} MB, one file, no network)")
+    voice.say(f"next: open {place} in a browser; whence view {run}    pages through every row", "bold")
+    return 0
+
+
+@spoken
+def view(
+    voice: Voice,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 0,
+) -> int:
+    """Page through every row of a run in the browser, served to this machine only.
+
+    whence view run/
+
+    The address holds a secret of this session. Ctrl-C ends it.
+    """
+    try:
+        server = serve(load_scores(run), port=port)
+    except OSError as error:
+        raise OptionError(f"port {port}: {error.strerror}", wanted="a free port", try_="--port 0") from error
+    voice.emit({"type": "view", "url": server.url})
+    voice.say(f"open      {server.url}", "bold")
+    voice.say("only this machine can reach it; Ctrl-C ends it")
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever(poll_interval=0.2)
     return 0
 
 

@@ -49,6 +49,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
     "info": ("inspect", "What a run computed, and how to repeat it."),
     "report": ("inspect", "Render the HTML report of a run again."),
+    "view": ("inspect", "Page through every row of a run in the browser, on this machine only."),
 }
 
 

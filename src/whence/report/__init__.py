@@ -2,7 +2,7 @@
 
 from whence.report.data import report_data
 from whence.report.html import render_html
-from whence.report.records import Extras, ReportData, Table, TokenScores
+from whence.report.records import Extras, Page, ReportData, Table, TokenScores
 from whence.report.text import render_text
 
-__all__ = ["Extras", "ReportData", "Table", "TokenScores", "render_html", "render_text", "report_data"]
+__all__ = ["Extras", "Page", "ReportData", "Table", "TokenScores", "render_html", "render_text", "report_data"]

@@ -32,6 +32,7 @@ from whence.report.records import (
 from whence.results import RowView, Scores
 
 RESPONSE_KINDS = frozenset({"completion", "assistant", "response", "output", "answer", "chosen"})
+ENDS = 5  # strongest rows on each side that every page of a long list repeats
 DETAILED = 25  # strongest rows on each side that carry their layer scores
 QUARANTINE_SHOWN = 200
 _PART_SHORT, _TEXT_BUDGET = 600, 6_000_000
@@ -77,6 +78,7 @@ def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
         quarantine=left_out[:QUARANTINE_SHOWN],
         quarantined=len(left_out),
         tables=tuple(extras.tables),
+        pages=tuple(extras.pages),
         unit=words.unit(scores.about),
     )
 
@@ -218,7 +220,7 @@ def rank_rows(scores: Scores, values: np.ndarray, *, lexical: np.ndarray | None,
     ranks = np.arange(1, len(order) + 1)
     ranks[values[order] <= 0] += scored - len(order)  # a streamed top-k: opponents are counted from the end
     by_words = _lexical_ranks(lexical, known)
-    keep = np.arange(len(order)) if len(order) <= cells else np.r_[: cells // 2, len(order) - cells // 2 : len(order)]
+    keep = _listed(len(order), cells, shelf.extras.window)
     lines = tuple(
         Line(
             row=shelf.place(scores.train_ids[n]),
@@ -233,6 +235,14 @@ def rank_rows(scores: Scores, values: np.ndarray, *, lexical: np.ndarray | None,
         for n, rank in zip(order[keep].tolist(), ranks[keep].tolist(), strict=True)
     )
     return Ranking(lines, scored, complete, *masses, proponents=len(positive), opponents=len(negative))
+
+
+def _listed(count: int, cells: int, window: tuple[int, int] | None) -> np.ndarray:
+    """Which of the ranked rows are listed: a window of them, or the strongest on both sides."""
+    if window is not None:
+        ends = np.r_[: min(ENDS, count), max(0, count - ENDS) : count]  # the answer stays what it is on every page
+        return np.unique(np.r_[ends, np.arange(count)[slice(*window)]])
+    return np.arange(count) if count <= cells else np.r_[: cells // 2, count - cells // 2 : count]
 
 
 def _share(score: float, positive: float, negative: float) -> float:

@@ -15,7 +15,7 @@ from importlib import resources
 from whence.report.pack import island
 from whence.report.records import ReportData
 
-SCRIPTS = ("dom.js", "charts.js", "ranking.js", "sections.js", "report.js")
+SCRIPTS = ("dom.js", "charts.js", "tokens.js", "ranking.js", "sections.js", "report.js")
 STYLES = ("report.css",)
 
 

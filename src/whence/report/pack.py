@@ -141,6 +141,7 @@ def _pack_tokens(text: str, tokens: TokenScores) -> dict[str, Any]:
         "kind": tokens.kind,
         "spans": [span[1:] for span in spans],
         "scores": [short(tokens.scores[i], 3) for i in inside],
+        "rest": short(tokens.rest, 3),
         "masked": [n for n, i in enumerate(inside) if tokens.masked and tokens.masked[i]],
     }
 

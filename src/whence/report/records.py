@@ -27,6 +27,7 @@ class Extras:
         groups: train id -> near-duplicate group; exact duplicates are grouped without it.
         rankings: further named Scores of the same queries (another method or checkpoint), shown side by side.
         tables: further tables (the demo's recall table): title, columns, rows, note.
+        window: only lines start:stop of every ranking are listed (``whence view``); ``pages`` leads to the others.
         max_cells: most (query, row) pairs listed; beyond it each query lists its strongest rows on both sides.
         max_text: characters kept of one row's text.
     """
@@ -39,8 +40,19 @@ class Extras:
     groups: Mapping[str, str] = field(default_factory=dict)
     rankings: Mapping[str, Any] = field(default_factory=dict)
     tables: Sequence[Table] = ()
+    window: tuple[int, int] | None = None
+    pages: Sequence[Page] = ()
     max_cells: int = 40_000
     max_text: int = 20_000
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a long list: its name, its address relative to this page, and whether it is this one."""
+
+    name: str
+    address: str
+    current: bool
 
 
 @dataclass(frozen=True)
@@ -299,6 +311,7 @@ class ReportData:
         facts / command: provenance.
         quarantine / quarantined: rows left out (the first of them) and how many there are.
         tables: extra tables.
+        pages: where the other lines of the rankings are, when a server has them.
         unit: of the effects: nats, or the name of the scale of normalised scores.
     """
 
@@ -318,4 +331,5 @@ class ReportData:
     quarantine: tuple[LeftOut, ...]
     quarantined: int
     tables: tuple[Table, ...] = ()
+    pages: tuple[Page, ...] = ()
     unit: str = "nats"

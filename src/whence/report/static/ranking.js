@@ -63,6 +63,7 @@ function rankingSection() {
   add(section, el("h2", { id: "rows-title" }, "Every row, ranked"));
   add(section, el("p", { class: "note" }, `${plural(k.row.length, "row")} of ${count(DATA.n_train)}. A positive effect means: without this row the loss would be higher, so the row supports the answer.` +
     (hidden > 0 ? ` The ${count(hidden)} weakest in the middle are not listed.` : "")));
+  if (DATA.pages.length) add(section, el("nav", { class: "pages", "aria-label": "Ranks" }, el("span", { class: "quiet" }, "Ranks "), DATA.pages.map((p) => el("a", { href: /^\?from=\d+$/.test(p.address) ? p.address : "#", "aria-current": p.current ? "page" : null, class: "pagelink" }, p.name))));
   add(section, toolbar());
   const table = el("table", { class: "ranking" });
   add(table, el("caption", { class: "unseen" }, "Training rows ranked by influence"), tableHead(), el("tbody", { id: "lines" }));
@@ -257,37 +258,6 @@ function detailNode(line) {
     el("button", { type: "button", class: "button", onclick: (e) => copy(location.href.split("#")[0] + hashFor(VIEW.q, row), e.currentTarget) }, "Copy link to this row"));
   add(body, reading, aside);
   return el("tr", { class: "detail" }, el("td", { colspan: columns }, body));
-}
-
-function tokenView(place, query, row) {
-  const kinds = query.tokens[row] || [];
-  const text = DATA.rows.text[row], parts = DATA.rows.parts[row];
-  if (!kinds.length) { add(place, text ? richText("div", "full", text, { parts }) : el("p", { class: "note" }, "The text of this row was not kept.")); return; }
-  const draw = () => {
-    const tokens = kinds[Math.min(VIEW.kind, kinds.length - 1)];
-    place.replaceChildren();
-    const pick = (name, title, options) => el("label", {}, el("span", {}, title), el("select", { onchange: (e) => { VIEW[name] = name === "kind" ? +e.target.value : e.target.value; draw(); } },
-      options.map(([value, said_]) => { const o = el("option", { value }, said_); o.selected = VIEW[name] === value; return o; })));
-    const reader = el("output", { class: "reader" }, "Point at a token, or step through with the arrow keys, to read its value.");
-    const full = richText("div", "full tokens", text, { parts, tokens, scale: tokenScale(query, tokens) });
-    full.setAttribute("tabindex", "0"); full.setAttribute("role", "group"); full.setAttribute("aria-label", "Token scores");
-    const tell = (t) => { reader.textContent = `${JSON.stringify(text.slice(...tokens.spans[t]))}: ${signed(tokens.scores[t])}` + (tokens.maskedSet.has(t) ? " (not trained on)" : ""); full.querySelectorAll(".here").forEach((n) => n.classList.remove("here")); full.querySelectorAll(`[data-t="${t}"]`).forEach((n) => n.classList.add("here")); };
-    let at = -1;
-    full.addEventListener("mouseover", (e) => { const t = e.target.closest("[data-t]"); if (t) tell(at = +t.dataset.t); });
-    full.addEventListener("keydown", (e) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[e.key]; if (step) { e.preventDefault(); at = Math.max(0, Math.min(tokens.spans.length - 1, at + step)); tell(at); } });
-    add(place, el("div", { class: "tools small" }, kinds.length > 1 && pick("kind", "Token score", kinds.map((k, i) => [i, TOKEN_KINDS[k.kind] || k.kind])),
-      pick("scale", "Tint scaled to", [["row", "this row"], ["list", "the listed rows"], ["query", "the strongest row"]])), full, reader);
-  };
-  draw();
-}
-
-const TOKEN_KINDS = { position: "at this position", output: "of this token's loss", input: "of this token as input" };
-function tokenScale(query, tokens) {
-  const most = (t) => Math.max(...t.scores.map(Math.abs), 0);
-  if (VIEW.scale === "row") return most(tokens);
-  const all = Object.entries(query.tokens);
-  if (VIEW.scale === "query") return Math.max(...(query.tokens[query.ranking.row[0]] || [tokens]).map(most));
-  return Math.max(...all.flatMap(([, kinds]) => kinds.filter((k) => k.kind === tokens.kind).map(most)));
 }
 
 function sameText(row) {

@@ -2,7 +2,7 @@
 /* State, address, keyboard, start. */
 
 let DATA = null;
-const VIEW = { q: 0, search: "", sign: "", source: "", status: "", compare: "", sort: "rank", down: false, scale: "row", kind: 0, open: new Set(), picked: new Set(), list: [], drawn: 0, current: null };
+const VIEW = { q: 0, search: "", sign: "", source: "", status: "", compare: "", sort: "rank", down: false, scale: "row", kind: 0, token: null, open: new Set(), picked: new Set(), list: [], drawn: 0, current: null };
 
 function debounce(act, wait) { let timer; return (event) => { clearTimeout(timer); timer = setTimeout(() => act(event), wait); }; }
 
@@ -32,7 +32,7 @@ function turnTheme() {
 }
 
 function showQuery(q) {
-  VIEW.q = q; VIEW.current = null; VIEW.open.clear();
+  VIEW.q = q; VIEW.current = null; VIEW.token = null; VIEW.open.clear();
   if (VIEW.compare !== "" && +VIEW.compare === q) VIEW.compare = "";
   const select = document.getElementById("question");
   if (select) select.value = q;

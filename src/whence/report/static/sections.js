@@ -22,7 +22,7 @@ function askedNode(query) {
     if (!text) add(node, el("p", { class: "note" }, "The text of this question was not kept."));
   };
   show(Math.min(most, text.length));
-  if (tokens) add(node, el("p", { class: "note" }, "Tint: how much the training data explain each piece."));
+  if (tokens) add(node, armQuestion(node, query), el("p", { class: "note" }, "Tint: what the strongest proponents together give to each token; blue with a solid line for it, orange with a dotted line against it."));
   return node;
 }
 
@@ -107,10 +107,38 @@ function layersSection() {
     add(section, heatTable({ caption: "Share by depth and kind of layer", corner: "depth", rows: g.depths, columns: g.kinds, scale,
       value: (r, c) => (g.cells[r][c] < 0 ? null : values[g.cells[r][c]]), format: (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v)) }));
   }
+  add(section, moduleCharts(), headTable());
   const items = values.map((value, i) => ({ name: DATA.layers[i], value }));
   const shown = DATA.grid ? [...items].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, 12) : items.slice(0, 60);
   add(section, figure(DATA.grid ? "Strongest layers" : "Layers", items.length > shown.length ? `${shown.length} of ${items.length} layers.` : "", drawBars(shown, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v))), shown.length * 24 + 6));
   return section;
+}
+
+function moduleCharts() {
+  const all = DATA.queries[VIEW.q].modules, side = all.some((m) => m.proponents !== null) ? "proponents" : "opponents";
+  const chart = (level, title) => {
+    const items = all.filter((m) => m.level === level).map((m) => ({ name: `${m.name} (${plural(m.layers, "layer")})`, value: m[side] }));
+    return items.length > 1 && figure(title, "", drawBars(items, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v))), items.length * 24 + 6);
+  };
+  return el("div", { class: "two" }, chart("part", "Attention and MLP"), chart("kind", "Kinds of module"));
+}
+
+function headTable() {
+  const heads = DATA.queries[VIEW.q].heads;
+  if (!heads) return null;
+  const cells = heads.cells.map((line) => line.map((v) => v / DATA.n_train)), most = Math.max(...cells.flat().map(Math.abs));
+  return heatTable({ caption: `Attention heads: effect of the strongest proponents through each head, ${DATA.unit}`, corner: "layer", rows: heads.layers, columns: Array.from({ length: heads.heads }, (_, i) => "head " + i), scale: most, value: (r, c) => cells[r][c], format: signed });
+}
+
+/* Questions x the rows that some question ranks first. */
+function rowsByQuestion() {
+  const asked = DATA.queries.map((_, i) => i).filter((i) => DATA.queries[i].view === DATA.queries[0].view).slice(0, 40);
+  const rows = [...new Set(asked.flatMap((i) => linesOf(i).slice(0, 3).filter((l) => l.score > 0).map((l) => l.row)))].slice(0, 24);
+  if (!rows.length) return null;
+  const value = (r, c) => DATA.queries[asked[r]].at.get(rows[c])?.effect ?? null;
+  const most = Math.max(...asked.flatMap((_, r) => rows.map((_, c) => Math.abs(value(r, c) ?? 0))));
+  return heatTable({ caption: `Questions and the rows that rank first for one of them: effect in ${DATA.unit}; empty where the row is not listed`, corner: "question", rows: asked.map((i) => DATA.queries[i].id), columns: rows.map((row) => DATA.rows.id[row]), scale: most, value, format: signed,
+    onpick: (r, c) => { showQuery(asked[r]); goTo(rows[c]); } });
 }
 
 function sourcesSection() {
@@ -135,6 +163,7 @@ function questionsSection() {
       el("td", { class: "num" }, query.distribution ? percent(query.distribution.top_10) : "–"), el("td", { class: "num" }, query.lexical ? `${query.lexical.overlap} of ${query.lexical.of}` : "–"));
   }));
   add(section, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "All questions" }, add(table, body)));
+  add(section, rowsByQuestion());
   if (DATA.similarity && DATA.similarity.length <= 40) {
     const names = DATA.similarity.map((_, i) => DATA.queries[i].id);
     add(section, heatTable({ caption: "How alike the rankings are (Spearman correlation of the scores)", rows: names, columns: names, scale: 1, value: (r, c) => DATA.similarity[r][c], format: (v) => v.toFixed(2).replace("-", "\u2212"), onpick: (r) => { showQuery(r); window.scrollTo(0, 0); } }));
