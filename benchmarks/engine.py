@@ -33,6 +33,7 @@ from whence.tasks.batches import plan_batches
 from whence.tasks.causal_lm import CausalLM
 
 DAMPING = relative(0.1)
+METHOD = get_method("ekfac")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def fit_and_score(
     between: Callable[[int], None] | None = pace.between if pace else None
     train = sources.train.with_progress(between)
     parts = Parts(pace, floor_since=(pace.seconds, pace.measured) if pace else (0.0, 0))
-    method = get_method("ekfac")
+    method = METHOD
     probe = collect(sources.queries.sample(8)).grads if rows == "auto" else None
     options = FitOptions(fisher=fisher, rows=rows, damping=DAMPING)
     factors: Factors = fit(train, timed(method, parts), options, probe=probe)
