@@ -10,25 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from whence.assemble import assemble, manifest
 from whence.check import Checked, Finding, examine
-from whence.curvature.base import Factors, Method, Problem, get_method
-from whence.curvature.fit import FitOptions, fit
+from whence.checkpointed import attribute_checkpoints
+from whence.curvature.base import Method, Problem, get_method
 from whence.dampings import read_study
-from whence.errors import DataError, OptionError
+from whence.errors import OptionError
 from whence.linalg.damping import Damping, parse_damping
-from whence.linalg.operators import Blocks, Operator
 from whence.options import TraceOptions, TraceRequest, command_line, trace_options
-from whence.pipeline import Material, open_rows, open_subject
+from whence.pipeline import open_rows, open_subject
+from whence.present import frame, page
 from whence.questions import answered, focused, pose, posed_views
-from whence.report import Extras, render_html, report_data
-from whence.report.damping import damping_table
 from whence.results import RENDERERS, Scores
-from whence.scores.relative import cosine_scores, relative_scores
-from whence.scores.score import Pairwise, Queries, SelfInfluence, Together, collect
-from whence.scores.sinks import AllScores, TopK
+from whence.scores.score import SelfInfluence, collect
+from whence.scoring import blocks_of, check_losses, counted, fitted, measured, normalised, scored, top
 from whence.stages import Pretraining, attribute_stages
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv
@@ -152,9 +147,9 @@ def self_influence(
     subject = open_subject(model, ask.options, ask.watch, task=ask.task)
     material = open_rows(subject, train, what="train")
     problem = Problem(material.source, ask.options.fisher, ask.options.seed)
-    operator = ask.method.operator(_fit(ask, material, None)[0], problem)
-    visitor = SelfInfluence(_blocks(operator.power(-1, ask.damping), ask.method))
-    with _stage(ask.watch, "self-influence", len(material.examples)) as count:
+    operator = ask.method.operator(fitted(ask, material, None)[0], problem)
+    visitor = SelfInfluence(blocks_of(operator.power(-1, ask.damping), ask.method))
+    with counted(ask.watch, "self-influence", len(material.examples)) as count:
         material.source.with_progress(count).visit(visitor)
     return {id_: visitor.values.get(id_, float("nan")) for id_ in material.rows.ids}
 
@@ -186,6 +181,8 @@ def _resolve(
         named.pop("task")
     settings, study = _studied(trace_options(options, **named))
     method = given if isinstance(given, Method) else get_method(settings.method)
+    if settings.normalise == "none":
+        settings = settings.model_copy(update={"normalise": method.normalise})
     own_task = None if isinstance(task, str) else task
     before = Pretraining(**before) if isinstance(before, Mapping) else before
     return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent(), before, study)
@@ -273,25 +270,27 @@ def _answered(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, di
 def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
     if ask.pretraining is not None:
         return attribute_stages(ask, ask.pretraining, model, train=train, query=_questions(query))
+    if ask.options.checkpoints is not None:
+        return attribute_checkpoints(ask, model, train=train, query=_questions(query))
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         subject = open_subject(model, ask.options, ask.watch, task=ask.task)
         trained = open_rows(subject, train, what="train")
         asked = focused(subject, open_rows(subject, answered(subject, _questions(query)), what="query"))
+        asked = measured(ask, asked)
     with _timed(seconds, "queries"):
-        _check_losses(asked)
+        check_losses(asked)
         probe = collect(asked.source.sample(PROBES))
-    factors, seconds["fit"] = _fit(ask, trained, probe)
+    factors, seconds["fit"] = fitted(ask, trained, probe)
     del probe
     with _timed(seconds, "precondition"):
-        problem = Problem(trained.source, ask.options.fisher, ask.options.seed)
+        problem = Problem(trained.source, ask.options.fisher, ask.options.seed, asked.source)
         operator = ask.method.operator(factors, problem)
         inverse = operator.power(-1, ask.damping)
         queries = pose(subject, asked, inverse)
     with _timed(seconds, "score"):
-        found = _score(ask, trained, queries, inverse)
-    found = _normalised(ask, found, queries)
+        found = top(ask, normalised(ask, scored(ask, trained, queries, inverse), queries))
     with _timed(seconds, "tokens"):
         found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
     found["query_rows"] = posed_views(subject, asked)
@@ -314,99 +313,8 @@ def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(row)
 
 
-def _check_losses(asked: Material) -> None:
-    """A question whose loss is not finite is found before time is spent on a fit."""
-    for id_, value in asked.source.losses().items():
-        if not np.isfinite(value):
-            raise DataError(
-                f"question {id_} has a loss that is not finite",
-                wanted="a finite loss",
-                try_="dtype: float32, or a shorter question",
-            )
-
-
-def _fit(ask: _Ask, trained: Material, probe: Queries | None) -> tuple[Factors, float]:
-    """Fit the curvature on as many rows as the options say."""
-    started = time.perf_counter()
-    settings = FitOptions(
-        fisher=ask.options.fisher, rows=ask.options.fit_rows, seed=ask.options.seed, damping=ask.damping
-    )
-    total = len(trained.examples) * len(ask.method.stages)
-    with _stage(ask.watch, "fit", total) as count:
-        factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe and probe.grads)
-    for stage in factors.about.get("stages", ()):
-        look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
-        said = f"fit       {stage['name']}: {stage['rows']:,} of {len(trained.examples):,} rows{look}"
-        ask.watch.note("fit", f"{said} · {stage['seconds']:.1f} s", **stage, of=len(trained.examples))
-    for note in factors.about.get("notes", ()):
-        ask.watch.note("factors", f"note      {note}")
-    return factors, time.perf_counter() - started
-
-
-def _score(ask: _Ask, trained: Material, queries: Queries, inverse: Operator) -> dict[str, Any]:
-    """One pass over the training rows: every query against every row, and what else was asked for."""
-    options, source = ask.options, trained.source
-    stream = options.top_k is not None and options.normalise == "none" and not options.per_layer
-    ids = trained.rows.ids
-    columns = {id_: n for n, id_ in enumerate(ids)}
-    layers = len(queries.grads) if options.per_layer else None
-    sink = (
-        TopK(columns, options.top_k or 1, len(queries.ids))
-        if stream
-        else AllScores.empty(len(queries.ids), ids, layers)
-    )
-    scoring = Pairwise(queries, sink, keep_layers=options.per_layer)
-    own = None
-    if options.self_influence or options.normalise != "none":
-        own = SelfInfluence(_blocks(inverse, ask.method))
-    with _stage(ask.watch, "score", len(trained.examples)) as count:
-        source.with_progress(count).visit(scoring if own is None else Together([scoring, own]))
-    found: dict[str, Any] = {"losses": scoring.losses, "sink": sink, "layers": tuple(queries.grads)}
-    if own is not None:
-        found["self_influence"] = np.array([own.values.get(id_, np.nan) for id_ in ids])
-    return found
-
-
-def _normalised(ask: _Ask, found: dict[str, Any], queries: Queries) -> dict[str, Any]:
-    """Apply ``normalise`` and ``top_k`` to what was collected."""
-    sink, top_k = found.pop("sink"), ask.options.top_k
-    if isinstance(sink, TopK):
-        values, columns = sink.finish()
-        return {**found, "values": values, "columns": columns}
-    values = sink.values
-    if ask.options.normalise == "relative":
-        values = relative_scores(values, found["self_influence"])
-    elif ask.options.normalise == "cosine":
-        assert queries.self_influence is not None
-        values = cosine_scores(values, found["self_influence"], queries.self_influence)
-    if top_k is None:
-        return {**found, "values": values, "columns": None, "per_layer": sink.per_layer}
-    best = TopK(sink.columns, top_k, len(values))
-    best.put(list(sink.columns), values, None)
-    kept, columns = best.finish()
-    layered = None
-    if sink.per_layer is not None:
-        layered = np.take_along_axis(sink.per_layer, np.maximum(columns, 0)[:, :, None], axis=1)
-        layered[columns < 0] = np.nan
-    return {**found, "values": kept, "columns": columns, "per_layer": layered}
-
-
-def _blocks(inverse: Operator, method: Method) -> Blocks:
-    if not isinstance(inverse, Blocks):
-        raise OptionError(
-            f"method {method.name} has no per-layer inverse",
-            wanted="a block-diagonal method for self-influence, cosine and relative scores",
-            try_="--method ekfac",
-        )
-    return inverse
-
-
 def _write_report(scores: Scores, path: Path) -> Path:
-    quarantine = scores.about.get("quarantine", ())
-    study = scores.about.get("damping_study")
-    tables = (damping_table(study),) if study else ()
-    page = render_html(report_data(scores, extras=Extras(quarantine=quarantine, tables=tables)))
-    atomic.write_text(path, page)
+    atomic.write_text(path, page(scores))
     return path
 
 
@@ -417,20 +325,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - started
 
 
-@contextmanager
-def _stage(watch: Watcher, name: str, total: int) -> Iterator[Any]:
-    """Count examples as batches finish; a stage that stops early (a converged fit) is complete all the same."""
-    done = 0
-
-    def count(examples: int) -> None:
-        nonlocal done
-        done += examples
-        watch.step(name, min(done, total), total)
-
-    watch.step(name, 0, total)
-    yield count
-    watch.step(name, total, total)
-
-
 RENDERERS["report"] = write_report
 RENDERERS["save"] = save
+RENDERERS["notebook"] = frame

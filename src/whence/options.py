@@ -50,9 +50,18 @@ class TraceOptions(BaseModel):
         ge=1,
         description="Keep only the K strongest proponents and opponents per query (default: all scores).",
     )
-    normalise: Literal["none", "cosine", "relative"] = Field(
+    normalise: Literal["none", "cosine", "relative", "theta"] = Field(
         default="none",
-        description="Divide by the norm of the row's gradient: cosine (of both), or relative (l-RelatIF).",
+        description="Divide by a length: relative (l-RelatIF: root of the row's self-influence), theta (theta-RelatIF: "
+        "how far the row moves the parameters), cosine (relative, and by the question's too).",
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        description="Output folder of a Hugging Face Trainer: scores are averaged over its checkpoint-N folders.",
+    )
+    checkpoint_weights: Literal["auto", "mean", "learning_rate"] = Field(
+        default="auto",
+        description="Weights of checkpoints; auto: learning rates for the method identity (TracInCP), else the mean.",
     )
     per_layer: bool = Field(default=False, description="Also keep the score of every layer.")
     self_influence: bool = Field(default=False, description="Also compute each training row's influence on itself.")

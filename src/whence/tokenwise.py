@@ -65,7 +65,8 @@ def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _look(sides: Sides) -> Look:
-    plain = sides.queries.ids == sides.asked.source.ids and not hasattr(sides.subject.task, "measure")
+    same = sides.asked.source.task is sides.subject.task  # else a measurement of the method's own (TRAK's margin)
+    plain = same and sides.queries.ids == sides.asked.source.ids and not hasattr(sides.subject.task, "measure")
     config = getattr(sides.subject.loaded.model, "config", None)
     heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
     size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)

@@ -14,7 +14,21 @@ FLOORS = {
     4: ("scores",),
     5: ("store",),
     6: ("candidates", "evaluate", "select", "plan", "check", "report"),
-    7: ("options", "loading", "pipeline", "assemble", "stages", "dampings", "tokenwise", "questions", "api"),
+    7: (
+        "options",
+        "loading",
+        "pipeline",
+        "assemble",
+        "stages",
+        "dampings",
+        "scoring",
+        "checkpointed",
+        "tokenwise",
+        "questions",
+        "present",
+        "viewer",
+        "api",
+    ),
     8: ("cli", "demo"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
