@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from whence.errors import OptionError, did_you_mean
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 
 
 @dataclass(frozen=True)

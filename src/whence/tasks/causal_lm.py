@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from whence.errors import OptionError, TaskError
 from whence.tasks.base import Batch, Example, RowProblem
+from whence.tasks.records import Row
 from whence.tasks.rendering import (
     Rendered,
     instruction_messages,
@@ -27,7 +28,6 @@ from whence.tasks.rendering import (
     render_pair,
     render_text,
 )
-from whence.tasks.rows import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields, detect_shape, messages_of
 from whence.tasks.tokenising import Tokens, common_prefix, tokenise

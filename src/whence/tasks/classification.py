@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields
 

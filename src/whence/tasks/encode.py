@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from whence.errors import TaskError
 from whence.tasks.base import Example, RowProblem, Task
-from whence.tasks.rows import Quarantined, Row
+from whence.tasks.records import Quarantined, Row
 
 _CHUNK = 1000
 _MASKED_SHARE = 0.2

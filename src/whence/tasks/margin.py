@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, Task
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem, Task
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 
 Measure = Callable[[torch.nn.Module, Batch], Tensor]
 

@@ -15,7 +15,7 @@ from whence.errors import TaskError
 from whence.results import RowView
 from whence.tasks.base import Example, RowProblem
 from whence.tasks.causal_lm import IGNORE
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem
-from whence.tasks.rows import Row
+from whence.tasks.records import Row
 from whence.tasks.sampling import row_generator
 from whence.tasks.shapes import check_fields
 

@@ -19,35 +19,9 @@ from typing import Any, Literal
 from whence.errors import DataError, OptionError, did_you_mean
 from whence.results import SCORED, RowView
 from whence.tasks.formats import LIMITS, Limits, Record
+from whence.tasks.records import Quarantined, Row
 from whence.tasks.shapes import SHAPES, apply_columns, check_fields, detect_shape, explain_columns, fields_text
 from whence.tasks.sources import Source, file_digest, open_sources
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record of the user's data.
-
-    Attributes:
-        id: stable id (the row's own ``id`` field when it has one, else ``source:line``).
-        fields: the record as read, with the user's columns also under the names whence knows (``columns`` option).
-        source: name of the source (file stem, or the name the user gave).
-        location: where to find it, ``file.jsonl:12``.
-    """
-
-    id: str
-    fields: Mapping[str, Any]
-    source: str = ""
-    location: str = ""
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A row that was left out: never in a sum, never scored 0."""
-
-    location: str
-    code: str
-    message: str
-    id: str = ""
 
 
 @dataclass(frozen=True)
