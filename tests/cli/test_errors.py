@@ -179,7 +179,7 @@ def test_ctrl_c(place: Place, whence: Call, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_signals(place: Place, number: int, code: int) -> None:
-    write_rows(place.data, animal_rows(50_000))
+    write_rows(place.data, animal_rows(5_000))
     started = process(*place.trace, "--batch-tokens", "16", "-o", "run")
     assert started.stderr is not None
     for line in started.stderr:

@@ -31,7 +31,8 @@ def test_methods_as_records(whence: Call) -> None:
     assert [record["name"] for record in whence("methods", "kfac", "--json").records] == ["kfac"]
 
 
-def test_info(place: Place, whence: Call) -> None:
+def test_info(place: Place, whence: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     assert whence(*place.trace, "-o", "run").code == 0
     said = whence("info", "run")
     assert said.code == 0, said.err

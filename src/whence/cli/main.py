@@ -26,13 +26,13 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
 from rich.text import Text
 
 from whence import __version__
+from whence.cli.signals import Signals, Stopped
 from whence.cli.voice import Voice
 from whence.errors import ResourceError, WhenceError
 from whence.report.characters import visible
@@ -64,26 +64,32 @@ def run(arguments: Sequence[str]) -> int:
     if threads := os.environ.get("WHENCE_NUM_THREADS"):
         os.environ.setdefault("OMP_NUM_THREADS", threads)  # read by torch when it is imported, which is later
     voice = Voice(json="--json" in arguments)
-    before = _on_sigterm(_stop)
+    with Signals() as signals:
+        try:
+            code = _run(voice, arguments, signals)
+        except (KeyboardInterrupt, typer.Abort, Stopped):
+            code = INTERRUPTED
+    if signals.received == signal.SIGTERM:
+        return _explain(voice, "stopped; the same command can be run again", STOPPED)
+    return _explain(voice, "interrupted", INTERRUPTED) if signals.received or code == INTERRUPTED else code
+
+
+def _run(voice: Voice, arguments: Sequence[str], signals: Signals) -> int:
     try:
         return _code(_application(arguments)(arguments, standalone_mode=False, prog_name="whence"))
     except typer.TyperException as error:  # usage: an unknown flag, a missing value
         return _explain(voice, error.format_message(), USAGE)
     except WhenceError as error:
         return _refuse(voice, error, arguments)
-    except (KeyboardInterrupt, typer.Abort):
-        return _explain(voice, "interrupted", INTERRUPTED)
-    except _Stopped:
-        return _explain(voice, "stopped; the same command can be run again", STOPPED)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader is gone; let the final flush go nowhere
         return 0
     except Exception as error:
+        if signals.received:  # a library in C made another exception of ours
+            return INTERRUPTED
         if _out_of_memory(error):
             return _refuse(voice, _memory_error(error), arguments)
         return _crash(voice, arguments)
-    finally:
-        _on_sigterm(before)
 
 
 def _application(arguments: Sequence[str]) -> Any:
@@ -182,19 +188,3 @@ def _memory_error(error: Exception) -> ResourceError:
         wanted="memory for the model, one batch of activations and the factors",
         try_="--batch-tokens 1024, --layers with fewer layers, or --method diagonal",
     )
-
-
-class _Stopped(BaseException):
-    """SIGTERM arrived."""
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stopped
-
-
-def _on_sigterm(handler: Any) -> Any:
-    """Install a handler and return the one before; a no-op outside the main thread."""
-    try:
-        return signal.signal(signal.SIGTERM, handler)
-    except ValueError:
-        return None
