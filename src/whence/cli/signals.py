@@ -14,7 +14,7 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """While it is entered, SIGINT raises KeyboardInterrupt and SIGTERM ``Stopped``; ``received`` is the first of them."""
+    """While entered, SIGINT raises KeyboardInterrupt and SIGTERM ``Stopped``; ``received`` is the first of them."""
 
     def __init__(self) -> None:
         self.received: int | None = None
