@@ -17,6 +17,7 @@ from whence.linalg.packing import Layout
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 DAMPING = 0.05
+LAYERS = ("*.k_proj", "*.v_proj")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def mlp():
 
 @pytest.fixture(scope="module")
 def llama():
-    return models.source(models.tiny_llama(), models.token_rows(6), ("*.k_proj", "*.o_proj"))
+    return models.source(models.tiny_llama(), models.token_rows(6), LAYERS, budget=18)
 
 
 def dense(source, *, kind: str = "gauss_newton") -> torch.Tensor:
@@ -182,7 +183,7 @@ def test_a_layer_without_curvature_gets_an_inverse_of_zero():
 
 
 def test_batching_changes_nothing(llama):
-    alone = models.source(llama.model, list(llama.examples), ("*.k_proj", "*.o_proj"), budget=1)
+    alone = models.source(llama.model, list(llama.examples), LAYERS, budget=1)
     for name in ("cg", "ekfac_cg", "nystrom"):
         method = CONVERGED.get(name, name)
         torch.testing.assert_close(solve(alone, method, absolute(1.0)), solve(llama, method, absolute(1.0)), **TIGHT)
