@@ -125,7 +125,8 @@ class Pairwise:
     def see(self, layer: str, grads: MatrixBatch) -> None:
         block_BQ = grads.dot(self.queries.grads[layer])
         if self.keep_layers:
-            self._layers.append((layer, block_BQ.T.float().cpu().numpy()))
+            # a copy: in float32 on the CPU the array would be the very memory that the sum below is added up in
+            self._layers.append((layer, block_BQ.T.float().cpu().numpy().copy()))
         self._block_BQ = block_BQ if self._block_BQ is None else self._block_BQ.add_(block_BQ)
 
     def close(self, closed: Closed) -> None:
