@@ -19,7 +19,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test check format docs bench bench-peers studies chromium clean
+.PHONY: help demo test check format docs bench bench-peers studies chromium axe clean
 
 help:
 	@sed -n '1,/^$$/{s/^# \{0,1\}//p}' Makefile
@@ -54,13 +54,17 @@ $(VENV)/.dev: $(VENV)/.runtime
 chromium:
 	@.ci/chromium
 
+# the accessibility checker that the tests run inside the report; not part of the project
+axe:
+	@.ci/axe
+
 # --- verbs --------------------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.runtime
 	@$(BIN)/whence demo $(ARGS)
 
 # one thread per worker: two workers with many threads each would fight for the same cores
-test: $(VENV)/.dev chromium
+test: $(VENV)/.dev chromium axe
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whence.report import Extras, Table, TokenScores, render_html, report_data
+from whence.report import Extras, Page, Table, TokenScores, render_html, report_data
 from whence.results import RowView, Scores
 
 LAUNCH = [
@@ -113,6 +113,9 @@ def hostile(payloads) -> tuple[Scores, Extras]:
         query_rows=query_rows,
         lexical=random.random((queries, n)).astype(np.float32),
         self_influence=random.random(n),
+        query_tracks={asked[0]: TokenScores(((0, 1), (1, 3)), (2.0, -1.0), (False, False), "query", 0.5)},
+        token_pairs={(asked[0], i): random.normal(size=(3, 3)).astype(np.float32) for i in ids},
+        heads={asked[0]: dict.fromkeys(payloads[:20], (1.0, -2.0))},
     )  # fmt: skip
     extras = Extras(
         title=payloads[0],
@@ -123,6 +126,7 @@ def hostile(payloads) -> tuple[Scores, Extras]:
             for i, p in zip(ids, payloads, strict=True)
         },
         groups=dict(zip(ids, payloads, strict=True)),
+        pages=[Page(p, p, False) for p in payloads],
         tables=[Table(payloads[0], tuple(payloads[:5]), tuple((p,) * 5 for p in payloads), payloads[1])],
     )  # fmt: skip
     return scores, extras

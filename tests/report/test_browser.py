@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from whence.report import Extras, TokenScores, report_data, words
+from whence.report import Extras, Page, TokenScores, report_data, words
 from whence.report.export import COLUMNS
 
 pytestmark = pytest.mark.browser
@@ -39,6 +41,9 @@ def test_hostile_texts_stay_texts(open_report, hostile, payloads):
     assert shown["quarantine"] == [[x.location, x.code, x.message] for x in data.quarantine]
     assert shown["tables"] == [[words.cell(c) for c in row] for row in data.tables[0].rows]
     assert shown["command"] == data.command
+    assert shown["pages"] == [[p, "#"] for p in payloads]
+    assert shown["heads"] == 20
+    assert json.dumps(data.queries[0].text[0])[1:-1] in shown["asked"] or shown["asked"].startswith('"')
     assert (shown["foreign"], shown["handlers"], shown["scripts"]) == (0, 0, 2)
     opened.nothing_happened(path)
 
@@ -181,7 +186,7 @@ def test_tokens_tint_ranges_and_say_values(open_report, make):
     opened, path = open_report(scores.with_(train_rows=rows), Extras(tokens=tokens))
     page = opened.page
     page.evaluate("goTo(VIEW.list[0].row)")
-    found = page.evaluate("[...document.querySelectorAll('.tok')].map((n) => [n.textContent, n.className])")
+    found = page.evaluate("[...document.querySelectorAll('.detail .tok')].map((n) => [n.textContent, n.className])")
     assert [t for t, _ in found] == ["😀", " said", "é", " twice"]
     assert "masked" in found[0][1] and "neg s10" in found[1][1] and "pos s5" in found[2][1] and found[3][1] == "tok"
     page.locator(".tokens").focus()
@@ -191,19 +196,58 @@ def test_tokens_tint_ranges_and_say_values(open_report, make):
     opened.nothing_happened(path)
 
 
+def test_tokens_of_the_answer_by_tokens_of_the_row(open_report, scores):
+    best = scores.proponents(0, 1)[0].train_id
+    asked = TokenScores(((0, 5), (11, 17)), (0.0, 3.0), (True, False), "query")
+    track = TokenScores(((0, 8), (9, 10)), (2.0, 1.0), rest=0.25)
+    pairs = np.array([[0, 0, 0], [2.0, -1.0, 0.25], [0, 2.0, 0]], dtype=np.float32)
+    told = scores.with_(
+        query_tracks={"q-0": asked}, token_tracks={("q-0", best): (track,)}, token_pairs={("q-0", best): pairs},
+        heads={"q-0": {"model.layers.0.self_attn.q_proj": (1.0, -2.0)}},
+    )  # fmt: skip
+    opened, path = open_report(told)
+    page = opened.page
+    assert page.locator(".asked [role=button]").count() == 1
+    page.locator(".asked [role=button]").focus()
+    page.keyboard.press("Enter")
+    effect = words.signed(3.0 / scores.n_train)
+    assert page.inner_text("#asked-reader").startswith(f'" There": {effect} nats')
+    assert best in page.inner_text("#asked-reader")
+    page.locator("#asked-reader button").click()
+    tints = "[...document.querySelectorAll('tr.detail .tok')].map((n) => [n.textContent, n.className])"
+    assert page.evaluate(tints) == [["Document", "tok pos s10"], [page.evaluate(tints)[1][0], "tok neg s5"]]
+    page.locator("tr.detail select").first.select_option(index=0)  # the whole answer again
+    assert page.evaluate(tints)[1][1] == "tok pos s5"
+    assert "+0.250" in page.inner_text("tr.detail .legend")
+    page.locator("tr.detail details.pairs summary").click()
+    cells = page.locator("tr.detail details.pairs tbody td").all_inner_texts()
+    assert cells == ["+2.00", "−1.00", "0", "+2.00"]
+    assert page.locator("#layers table.heat").last.locator("td").all_inner_texts() == [
+        words.signed(1.0 / scores.n_train), words.signed(-2.0 / scores.n_train),
+    ]  # fmt: skip
+    assert "Attention and MLP" in page.inner_text("#layers")
+    opened.nothing_happened(path)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(open_report, make, scheme):
     if not AXE.exists():
-        pytest.skip("NO AXE-CORE: accessibility was NOT tested (npm install --prefix build/axe axe-core@4)")
+        message = "NO AXE-CORE: accessibility was NOT tested (make axe)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     scores = make()
     best = scores.proponents(0, 1)[0].train_id
     spans = tuple((i, i + 1) for i in range(21))
     tokens = {("q-0", best): [TokenScores(spans, tuple(float(i - 10) for i in range(21)))]}
+    asked = TokenScores(((0, 5), (11, 17)), (0.0, 3.0), (True, False), "query")
+    pairs = {("q-0", best): np.random.default_rng(0).normal(size=(3, 22))}
+    heads = {"q-0": {"model.layers.0.self_attn.q_proj": (1.0, -2.0)}}
+    scores = scores.with_(query_tracks={"q-0": asked}, token_pairs=pairs, heads=heads)
     left_out = [{"location": "a:1", "code": "b", "message": "c"}]
-    extras = Extras(tokens=tokens, command="whence trace", quarantine=left_out)
+    extras = Extras(tokens=tokens, command="whence trace", quarantine=left_out, pages=[Page("1–2", "?from=0", True)])
     opened, _ = open_report(scores, extras, color_scheme=scheme)
     opened.page.evaluate("goTo(VIEW.list[0].row)")
-    opened.page.evaluate("document.querySelector('details').open = true")
+    opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    opened.page.wait_for_timeout(200)  # the table is built when its box has opened
     opened.page.evaluate(AXE.read_text())
     found = opened.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
     serious = [v for v in found if v["impact"] in {"serious", "critical"}]

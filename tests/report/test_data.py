@@ -151,7 +151,8 @@ def test_one_dominating_token_is_flagged(scores):
 
 
 def test_without_texts_words_or_layers(make):
-    bare = make(train_rows={}, query_rows={}, lexical=None, per_layer=None, layer_names=(), self_influence=None, about={})
+    plain = {"lexical": None, "per_layer": None, "layer_names": (), "self_influence": None}
+    bare = make(train_rows={}, query_rows={}, about={}, **plain)
     data = report_data(bare)
     assert data.queries[0].lexical is None and data.queries[0].layers is None and data.grid is None
     assert data.rows[0].text == ""

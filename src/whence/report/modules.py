@@ -38,6 +38,13 @@ def head_grid(heads: Mapping[str, Sequence[float]]) -> HeadGrid | None:
     """Layers x heads of the strongest proponents' summed scores; None without heads."""
     if not heads:
         return None
+    names = list(heads)
     most = max(len(shares) for shares in heads.values())
     cells = tuple((*map(float, shares), *[0.0] * (most - len(shares))) for shares in heads.values())
-    return HeadGrid(tuple(heads), most, cells)
+    order = sorted(range(len(heads)), key=lambda i: _natural(names[i]))
+    return HeadGrid(tuple(names[i] for i in order), most, tuple(cells[i] for i in order))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts layer 10 after layer 9."""
+    return [(int(piece), "") if piece.isdigit() else (0, piece) for piece in re.split(r"(\d+)", name)]

@@ -124,6 +124,15 @@ def _excerpt(text: str, track: TokenScores | None) -> Text:
     return shown.append(" …") if stop < len(text) else shown
 
 
+def _word(text: str, start: int, stop: int) -> str:
+    """The word a token stands in: half a word says little."""
+    while start and stop - start < 24 and text[start].isalnum() and text[start - 1].isalnum():
+        start -= 1
+    while stop < len(text) and stop - start < 24 and text[stop - 1].isalnum() and text[stop].isalnum():
+        stop += 1
+    return calm(text[start:stop]).strip()
+
+
 def _told(text: str, tokens: Sequence[TokenScores]) -> list[Text]:
     """The strongest tokens of each definition in words, for consoles without colour."""
     said = []
@@ -131,7 +140,7 @@ def _told(text: str, tokens: Sequence[TokenScores]) -> list[Text]:
         size = sum(abs(x) for x in track.scores) + abs(track.rest)
         order = sorted(range(len(track.spans)), key=lambda i: -abs(track.scores[i]))[:3]
         strongest = [
-            f"{calm(text[slice(*track.spans[i])]).strip()!r} {'+' if track.scores[i] > 0 else '−'}"
+            f"{_word(text, *track.spans[i])!r} {'+' if track.scores[i] > 0 else '−'}"
             f"{words.percent(abs(track.scores[i]) / size)}"
             for i in order
             if size and track.scores[i]

@@ -1,7 +1,7 @@
 "use strict";
 /* Tokens: the tint of a row, the tokens of the question, and the table between the two. */
 
-const TOKEN_KINDS = { position: "at this position", output: "of this token's loss", input: "of this token as input" };
+const TOKEN_KINDS = { position: "by position: what acts here", output: "by loss: what learning this token does", input: "by input: what reading it does" };
 const WIDEST = 16;  // row tokens in the table
 
 /* The row's tint for one token of the question alone. */
@@ -70,6 +70,18 @@ function tokenScale(query, tokens) {
   return Math.max(...all.flatMap(([, kinds]) => kinds.filter((k) => k.kind === tokens.kind).map(most)));
 }
 
+/* The passage around the strongest token of a row, tinted; without token scores its beginning. */
+function tintedExcerpt(query, row, most) {
+  const tokens = query.tokens[row]?.[0], text = DATA.rows.text[row];
+  if (!tokens || !tokens.spans.length) return excerpt(row, most, "span");
+  const top = tokens.scores.reduce((best, s, i) => (Math.abs(s) > Math.abs(tokens.scores[best]) ? i : best), 0);
+  const peak = tokens.spans[top][0], cut = peak > most * 0.8 ? text.lastIndexOf(" ", peak - most / 3) + 1 : 0;
+  const from = tokens.spans.find(([a]) => a >= cut)?.[0] ?? 0, to = tokens.spans.findLast(([, b]) => b <= from + most)?.[1] ?? text.length;
+  const node = richText("span", "excerpt", text, { tokens, scale: tokenScale(query, tokens), from, to: Math.max(to, from + 1) });
+  if (from > 0) node.prepend("\u2026 ");
+  return to < text.length ? add(node, "\u2026") : node;
+}
+
 /* Tokens of the question x the strongest tokens of the row. */
 function pairTable(query, row, text) {
   const pairs = query.pairs[row];
@@ -110,7 +122,7 @@ function armQuestion(node, query) {
   if (!Object.keys(query.pairs).length) return null;
   const lines = new Set(Object.values(query.pairs).flatMap((p) => p.lines));
   node.querySelectorAll("[data-t]").forEach((n) => {
-    if (!lines.has(+n.dataset.t)) return;
+    if (!lines.has(+n.dataset.t) || !n.textContent.trim()) return;  // a blank at the edge is not a button
     n.setAttribute("role", "button"); n.setAttribute("tabindex", "0"); n.setAttribute("aria-pressed", "false");
     const act = () => { pickToken(VIEW.token === +n.dataset.t ? null : +n.dataset.t); refreshOpen(); };
     n.addEventListener("click", act);
