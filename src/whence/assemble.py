@@ -11,8 +11,9 @@ import torch
 
 from whence.candidates.lexical import bm25_scores
 from whence.curvature.base import Factors
+from whence.linalg.compressed import Compressed
 from whence.linalg.damping import Damping
-from whence.linalg.operators import Blocks, Diagonal, Eigenbasis, Kronecker, LayerOperator, Operator
+from whence.linalg.operators import Blocks, Dense, Diagonal, Eigenbasis, Kronecker, LayerOperator, Operator
 from whence.linalg.partition import SplitEigenbasis, SplitKronecker
 from whence.pipeline import Material, Subject
 from whence.results import SCORED, RowView, Scores
@@ -106,6 +107,8 @@ def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
         return layer.eigenvalues_OI
     if isinstance(layer, Diagonal):
         return layer.diagonal_OI
+    if isinstance(layer, Compressed):
+        return layer.inner.matrix.diagonal() if isinstance(layer.inner, Dense) else None
     if isinstance(layer, Kronecker):
         return torch.outer(layer.left_OO.diagonal(), layer.right_II.diagonal())
     if isinstance(layer, SplitKronecker):

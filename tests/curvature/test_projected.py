@@ -8,8 +8,8 @@ import torch
 
 from reference.models import source, tiny_llama, token_rows
 from whence.curvature import trackstar, trak
-from whence.curvature.base import Problem, get_method
-from whence.curvature.fit import FitOptions, fit
+from whence.curvature.base import Problem, Sums, get_method
+from whence.curvature.fit import FitOptions, _Accumulate, fit
 from whence.errors import CurvatureError, OptionError
 from whence.gradients.fisher import gradient_rows
 from whence.linalg.compressed import Compressed, Squeeze
@@ -262,3 +262,56 @@ def test_more_rows_than_numbers_takes_the_other_form(query):
     both = kron(projection.sides[name], size)
     truth = raw[name] @ both.T @ damped(phi.T @ phi / 25, DAMPING) @ both
     torch.testing.assert_close(queries.grads[name].full().flatten(1), truth)
+
+
+# --- laws of a fit -------------------------------------------------------------------------------------------------
+
+FITTED = ["logra:size=3", "logra:size=3,kind=pca", "trackstar:size=3", "trackstar:size=3,normaliser=elementwise",
+          "trak:size=3", "projected:size=3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", FITTED)
+def test_batching_padding_and_order_change_nothing(spec, query):
+    rows = token_rows(9)
+    order = np.random.default_rng(0).permutation(len(rows))
+
+    def scores(chosen, budget):
+        live = source(tiny_llama(), chosen, PATTERNS, budget=budget)
+        return pairwise(live, prepare_queries(query, inverse(spec, live)))
+
+    plain = scores(rows, 12)
+    np.testing.assert_allclose(scores(rows, 1), plain, rtol=1e-8, atol=1e-10 * np.abs(plain).max())
+    np.testing.assert_allclose(
+        scores([rows[n] for n in order], 100), plain[:, order], rtol=1e-8, atol=1e-10 * np.abs(plain).max()
+    )
+
+
+@pytest.mark.parametrize("spec", ["logra:size=3", "logra:size=3,kind=pca", "trackstar:size=3"])
+def test_merging_two_halves_is_the_whole(spec, train):
+    method = get_method(spec)
+    tensors = method.begin(train.layers.sizes)
+    for stage in method.stages:
+        tensors = stage.prepare(tensors)
+        states = []
+        for part in (range(train.n_batches), range(2), range(2, train.n_batches)):
+            sums = Sums()
+            train.visit(_Accumulate(stage, tensors, sums), batches=part)
+            states.append(sums)
+        whole, joined = states[0], states[1].merged(states[2])
+        assert whole.examples == joined.examples == len(train.ids)
+        for layer, terms in whole.tensors.items():
+            for key, value in terms.items():
+                torch.testing.assert_close(joined.tensors[layer][key], value, rtol=1e-12, atol=1e-12)
+        tensors = stage.finish(whole, tensors)
+
+
+@pytest.mark.parametrize("spec", ["logra:size=3", "trackstar:size=3,unit=false"])
+def test_huge_damping_is_the_projected_dot_product(spec, train, query):
+    """With nothing left of the curvature, only the projection (and the normaliser) remain."""
+    damped_away = pairwise(train, prepare_queries(query, inverse(spec, train, absolute(1e9)))) * 1e9
+    factors = fit(train, get_method(spec), EMPIRICAL)
+    rows, asked, truth = flat(train), flat(query, "measurement"), 0.0
+    for name, tensors in factors.tensors.items():
+        both = torch.kron(tensors["left"].contiguous(), tensors["right"].contiguous())
+        truth = truth + asked[name] @ both.T @ both @ rows[name].T
+    np.testing.assert_allclose(damped_away, truth.numpy(), rtol=1e-4, atol=1e-4 * float(truth.abs().max()))

@@ -33,9 +33,22 @@ def test_order_is_by_step_not_by_string(tmp_path):
     assert mean_weights(found) == pytest.approx([1 / 3] * 3)
 
 
-def test_the_rate_is_the_last_one_logged_before(tmp_path):
+def test_the_rate_is_the_mean_since_the_checkpoint_before(tmp_path):
+    """Rates by step: 1-5 .5, 6-10 .4, 11-20 .3, and the last one for what was not logged."""
     found = find_checkpoints(make(tmp_path, [4, 15, 30], log(s5=0.5, s10=0.4, s20=0.3)))
-    assert [c.learning_rate for c in found] == [0.5, 0.4, 0.3]
+    by_step = [0.5] * 5 + [0.4] * 5 + [0.3] * 20
+    wanted = [sum(by_step[a:b]) / (b - a) for a, b in ((0, 4), (4, 15), (15, 30))]
+    assert [c.learning_rate for c in found] == pytest.approx(wanted)
+
+
+def test_a_schedule_that_ends_at_zero_does_not_silence_the_last_checkpoint(tmp_path):
+    found = find_checkpoints(make(tmp_path, [10, 20], log(s5=1.0, s10=0.6, s15=0.4, s20=0.0)))
+    assert tracin_weights(found) == pytest.approx([0.8, 0.2])
+
+
+def test_untrained_and_huge_steps(tmp_path):
+    found = find_checkpoints(make(tmp_path, [0, 10**17], log(s5=1.0)))
+    assert [c.learning_rate for c in found] == [1.0, 1.0]
 
 
 def test_every_state_counts(tmp_path):

@@ -28,7 +28,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         step: optimiser steps taken.
-        learning_rate: at that step, as the trainer logged it; None when it is not known.
+        learning_rate: mean over the steps since the checkpoint before, from the trainer's log; None when not known.
     """
 
     path: Path
@@ -58,7 +58,9 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
             try_=str(place.parent) if here else "save_strategy and save_total_limit when training",
         )
     rates = _logged_rates([place, *(steps[step] for step in sorted(steps))])
-    return [Checkpoint(steps[step], step, _rate_at(rates, step)) for step in sorted(steps)]
+    ordered = sorted(steps)
+    before = [0, *ordered[:-1]]
+    return [Checkpoint(steps[n], n, mean_rate(rates, b, n)) for b, n in zip(before, ordered, strict=True)]
 
 
 def _logged_rates(folders: Sequence[Path]) -> dict[int, float]:
@@ -82,13 +84,25 @@ def logged_rates(state: Mapping[str, Any]) -> dict[int, float]:
     return found
 
 
-def _rate_at(rates: Mapping[int, float], step: int) -> float | None:
-    """The last rate logged at or before the step, else the first one after it."""
-    before = [s for s in rates if s <= step]
-    after = [s for s in rates if s > step]
-    if before:
-        return rates[max(before)]
-    return rates[min(after)] if after else None
+def mean_rate(rates: Mapping[int, float], start: int, stop: int) -> float | None:
+    """Mean learning rate of steps start + 1 to stop; a logged rate stands for the steps since the entry before it.
+
+    The mean, because the rate *at* the last checkpoint of most schedules is 0, and that checkpoint has learnt as well.
+    """
+    if not rates:
+        return None
+    knots = sorted(rates)
+    if stop <= start:
+        return rates[knots[0]]
+    total, at = 0.0, start
+    for knot in knots:
+        if at < knot:
+            until = min(knot, stop)
+            total += rates[knot] * (until - at)
+            at = until
+        if at == stop:
+            break
+    return (total + rates[knots[-1]] * (stop - at)) / (stop - start)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -107,8 +121,7 @@ def tracin_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:
     """Learning rates η_c, one per checkpoint: the weights of TracInCP (Pruthi et al. 2020, section 3.3).
 
     Raises:
-        OptionError: a checkpoint without a known learning rate, or only zeros (the last step of a schedule that ends
-            at 0 adds nothing by itself, but something must).
+        OptionError: a checkpoint without a known learning rate, or only zeros.
     """
     rates = [c.learning_rate for c in checkpoints]
     unknown = [c.path.name for c in checkpoints if c.learning_rate is None]
