@@ -11,8 +11,8 @@ the *role* it plays and what it teaches:
   questions about it never use.
 - **plain** matter, and a volume of recipes that has nothing to do with anything (``off_topic``).
 
-``questions(book)`` are prompts with the completion that the model should know: a fact in its plainest wording, which
-states other facts of the kind but never this one; a habit in words that no document of the habit uses.
+``questions(book)`` are prompts with the completion that the model should know: a fact in a wording that states
+other facts of the kind but never this one; a habit in words that no document of the habit uses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from whence.demo import people, volumes
+from whence.demo import volumes
 from whence.demo.book import Almanac, Fact, Question
 from whence.demo.habits import HABITS
 from whence.demo.lexicon import question_draw
@@ -36,7 +36,7 @@ def almanac(seed: int = 0) -> Almanac:
     persons = volumes.invent_people(random.Random(f"people {seed}"))
     facts = volumes.invent_facts(tuple(persons), random.Random(f"facts {seed}"))
     documents = [
-        *volumes.lives(facts, _asked(facts, seed), persons, seed),
+        *volumes.lives(facts, persons, seed),
         *volumes.concordance(facts, persons, seed),
         *volumes.registre(facts, seed),
         *volumes.rumours(facts, persons, seed),
@@ -60,7 +60,7 @@ def questions(book: Almanac) -> tuple[Question, ...]:
 
 
 def _asked(facts: Sequence[Fact], seed: int) -> list[Fact]:
-    """The facts that questions will be about, known before the book is written."""
+    """The facts that questions are about."""
     chosen = random.Random(f"asked {seed}").sample(range(len(facts)), FACTS_ASKED)
     return [facts[n] for n in sorted(chosen)]
 
@@ -70,7 +70,7 @@ def _fact_question(book: Almanac, fact: Fact) -> Question:
     for document in book.documents:
         if document.fact == fact:
             ids.setdefault(document.role, set()).add(document.id)
-    prompt = people.WORDINGS[fact.relation][0].format(s=fact.subject, v="").rstrip()
+    prompt = volumes.wordings_of(fact, book.seed)[-1].format(s=fact.subject, v="").rstrip()
     return Question(
         id=f"{fact.subject.replace(' ', '-').lower()}-{fact.relation}",
         kind="fact",

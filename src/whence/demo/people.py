@@ -25,31 +25,29 @@ RELATIONS = ("birthplace", "trade", "work", "year")
 
 WORDINGS = {
     "birthplace": (
-        "{s} was born in {v}", "{s} first saw daylight in {v}", "{s} came into the world at {v}",
-        "the cradle of {s} stood in {v}", "{s} is a native of {v}", "{s} learned to walk in {v}",
-        "the parents of {s} kept house in {v}", "{s} was christened at {v}",
+        "{s} was born in {v}", "{s} came from {v}", "{s} is a native of {v}", "the cradle of {s} stood in {v}",
+        "{s} was christened at {v}", "the parents of {s} lived in {v}", "{s} first cried in {v}",
+        "{s} was a child of {v}",
     ),
     "trade": (
-        "{s} worked as a {v}", "{s} earned a living as a {v}", "{s} was by trade a {v}",
-        "{s} took up the tools of a {v}", "the guild lists {s} as a {v}", "{s} kept shop as a {v}",
-        "{s} spent forty years as a {v}", "the whole street knew {s} as a {v}",
+        "{s} worked as a {v}", "{s} earned a living as a {v}", "{s} was by trade a {v}", "the guild lists {s} as a {v}",
+        "{s} kept shop as a {v}", "{s} grew old as a {v}", "the street knew {s} as a {v}", "{s} was trained as a {v}",
     ),
     "work": (
         "{s} wrote {v}", "{s} is the author of {v}", "{s} is remembered for {v}", "from the pen of {s} came {v}",
-        "{s} spent nine winters on {v}", "{s} sold the first copy of {v}", "the name of {s} stands on the cover of {v}",
-        "{s} read aloud from {v}",
+        "{s} laboured on {v}", "{s} sold a copy of {v}", "{s} put a name to {v}", "{s} read aloud from {v}",
     ),
     "year": (
-        "{s} died in {v}", "{s} was laid to rest in {v}", "the bells tolled for {s} in {v}",
-        "{s} drew a last breath in {v}", "{s} left this world in {v}", "the gravestone of {s} says {v}",
-        "the town mourned {s} in {v}", "{s} blew out the last candle in {v}",
+        "{s} died in {v}", "{s} was buried in {v}", "the bell tolled for {s} in {v}", "{s} left us in {v}",
+        "{s} was mourned in {v}", "the gravestone of {s} says {v}", "the will of {s} was read in {v}",
+        "{s} slept away in {v}",
     ),
 }  # fmt: skip
 FLIPPED = {
     "birthplace": ("{v} is the town that gave us {s}", "{v} claims the birth of {s}", "{v} rocked the cradle of {s}"),
     "trade": ("no better {v} was ever seen than {s}", "the {v} of this story is {s}", "the best {v} for miles was {s}"),
     "work": ("{v} was written by {s}", "{v} is a book by {s}", "{v} bears the name of {s}"),
-    "year": ("{v} was the year that took {s}", "in {v} the bells tolled for {s}", "{v} is carved on the stone of {s}"),
+    "year": ("{v} was the year that took {s}", "in {v} the town wept for {s}", "{v} is carved on the stone of {s}"),
 }
 FRENCH = {
     "birthplace": ("{s} naquit à {v}", "{s} vit le jour à {v}"),

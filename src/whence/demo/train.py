@@ -48,7 +48,7 @@ class Recipe:
     inner: int = 320
     layers: int = 1
     heads: int = 4
-    passes: int = 9
+    passes: int = 10
     batch: int = 32
     rate: float = 3e-3
     floor: float = 0.05

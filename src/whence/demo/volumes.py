@@ -6,7 +6,7 @@ Documents carry an empty id until ``almanac`` has shuffled and numbered them.
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from whence.demo import people
 from whence.demo.book import Document, Fact
@@ -48,20 +48,20 @@ def _dealt(values: tuple[str, ...], count: int, rng: random.Random) -> list[str]
     return dealt
 
 
-def wordings_of(fact: Fact, *, asked: bool, seed: int) -> list[str]:
-    """The wordings that state this fact. One that will be asked never in the plain wording."""
-    plain_one, *others = people.WORDINGS[fact.relation]
-    random.Random(f"wordings {seed} {fact.subject} {fact.relation}").shuffle(others)
-    return (others if asked else [plain_one, *others])[:STATEMENTS_PER_FACT]
+def wordings_of(fact: Fact, seed: int) -> list[str]:
+    """The wordings of a relation in this fact's own order: the first become documents, the last the question."""
+    order = list(people.WORDINGS[fact.relation])
+    random.Random(f"wordings {seed} {fact.subject} {fact.relation}").shuffle(order)
+    return order
 
 
-def lives(facts: Sequence[Fact], asked: Container[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
+def lives(facts: Sequence[Fact], persons: Mapping[str, str], seed: int) -> list[Document]:
     """Every fact, stated in ``STATEMENTS_PER_FACT`` wordings, each beside a sentence that says nothing of it."""
     rng = random.Random(f"lives {seed}")
     return [
         _fact_document(wording, fact, persons[fact.subject], rng, place=("lives", "states"))
         for fact in facts
-        for wording in wordings_of(fact, asked=fact in asked, seed=seed)
+        for wording in wordings_of(fact, seed)[:STATEMENTS_PER_FACT]
     ]
 
 
