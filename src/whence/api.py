@@ -13,10 +13,11 @@ from typing import Any
 from whence.assemble import assemble, manifest
 from whence.check import Checked, Finding, examine
 from whence.checkpointed import attribute_checkpoints
-from whence.curvature.base import Method, Problem, get_method
+from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.dampings import read_study
 from whence.errors import OptionError
 from whence.linalg.damping import Damping, parse_damping
+from whence.linalg.operators import Operator
 from whence.options import TraceOptions, TraceRequest, command_line, trace_options
 from whence.pipeline import open_rows, open_subject
 from whence.present import frame, page
@@ -289,6 +290,7 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         operator = ask.method.operator(factors, problem)
         inverse = operator.power(-1, ask.damping)
         queries = pose(subject, asked, inverse)
+        factors = _with_solves(factors, inverse, ask.watch)
     with _timed(seconds, "score"):
         found = top(ask, normalised(ask, scored(ask, trained, queries, inverse), queries))
     with _timed(seconds, "tokens"):
@@ -297,6 +299,18 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
     seconds["total"] = time.perf_counter() - started
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record
+
+
+def _with_solves(factors: Factors, inverse: Operator, watch: Watcher) -> Factors:
+    """What iterative solves had to say, kept with the fit; one that fell short becomes a warning of the result."""
+    reports: list[Mapping[str, Any]] = list(getattr(inverse, "reports", ()))
+    if not reports:
+        return factors
+    for report in reports:
+        watch.note("solve", f"solve     {report.get('reason', '')}")
+    short = [str(r.get("reason")) for r in reports if set(r.get("statuses", ())) - {"converged"}]
+    notes = [*factors.about.get("notes", ()), *short]
+    return Factors(factors.tensors, {**factors.about, "solves": reports, "notes": notes})
 
 
 def _questions(query: Any) -> Any:
