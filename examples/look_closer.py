@@ -76,10 +76,10 @@ assert best.train_id == "Mira-grows"
 # %% [markdown]
 # ## Tokens
 # Two definitions: `position` is where in the row the gradient arises, `output` what learning each token does. Both add
-# up to the row's score.
+# up to the row's score. The third, `input`, is how the score answers to reading each token; it adds up to nothing.
 
 # %%
-by_position, by_loss = scores.tokens(best.train_id)
+by_position, by_loss, by_reading = scores.tokens(best.train_id)
 text = scores.train_rows[best.train_id].text
 told = {text[a:b]: score for (a, b), score in zip(by_loss.spans, by_loss.scores, strict=True)}
 print("by loss:", {word: round(score, 2) for word, score in told.items()})

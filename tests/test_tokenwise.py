@@ -35,7 +35,7 @@ def test_tokens_add_up_to_the_score_of_their_row(scores):
     assert {train_id for _, train_id in scores.token_tracks} == strongest
     for (query_id, train_id), tracks in scores.token_tracks.items():
         score = scores.row(query_id)[scores.train_ids.index(train_id)]
-        assert [track.kind for track in tracks] == ["position", "output"]
+        assert [track.kind for track in tracks] == ["position", "output", "input"]
         assert tracks[0].total == pytest.approx(score, rel=1e-9)
         assert tracks[1].total == pytest.approx(score, rel=1e-5, abs=1e-6)  # rotary angles are computed in float32
         pairs = scores.token_pairs[query_id, train_id]

@@ -62,8 +62,9 @@ class TokenTrack:
             span with their scores summed.
         scores: one per span, in the unit of the row's score.
         masked: one per span, True where the token carries no loss; empty = none is masked.
-        kind: ``position`` (the outer product at that position), ``output`` (the loss of that token), or ``query``
-            (what the strongest proponents contribute to that token of a question).
+        kind: ``position`` (the outer product at that position), ``output`` (the loss of that token), ``input`` (how the
+            score answers to reading it; these do not add up to it), or ``query`` (what the strongest proponents
+            contribute to that token of a question).
         rest: the part that belongs to no character (start and end tokens, a chat template): scores + rest = the whole.
     """
 

@@ -111,6 +111,7 @@ def _add(
         tracks = [_track(place, tokens.positions[id_] * turn, "position", rest=tokens.rest[id_] * turn)]
         if id_ in tokens.outputs:
             tracks.append(_track(place, tokens.outputs[id_] * turn, "output"))
+            tracks.append(_track(place, tokens.inputs[id_] * turn, "input"))
         parts["token_tracks"][query_id, id_] = tuple(tracks)
         if asked is not None and question is not None:
             table = place.folded(asked.folded(tokens.pairs[id_].T).T) * turn

@@ -15,7 +15,7 @@ from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
 from whence.linalg.damping import relative
 from whence.scores.score import collect, pairwise, precondition, prepare_queries
-from whence.scores.tokens import by_output, by_position, mixed, restrict_targets, split_targets
+from whence.scores.tokens import by_input, by_output, by_position, mixed, restrict_targets, split_targets
 from whence.tasks.batches import plan_batches
 from whence.tasks.causal_lm import CausalLM
 
@@ -164,3 +164,24 @@ def test_modules_used_twice_are_folded_onto_their_positions():
         for n, id_ in enumerate(train.ids):
             assert found.values[id_].shape[1] == train.examples[n].length
             np.testing.assert_allclose(found.values[id_].sum(1), scores[:, n], rtol=1e-9)
+
+
+def test_input_tokens_answer_like_finite_differences(case):
+    """The slow twin: the row's score with the embedding of one token a little longer or shorter."""
+    train, _, _, queries, _ = case
+    id_, step = "row-3", 1e-4
+    found = by_input(train, queries, [id_]).values[id_]
+    embedding = train.model.get_input_embeddings()
+    for t in range(found.shape[1]):
+        score = {}
+        for sign in (1, -1):
+
+            def scaled(_module, _args, output, t=t, sign=sign):
+                factor = torch.ones(output.shape[1], 1, dtype=output.dtype)
+                factor[t] = 1 + sign * step
+                return output * factor
+
+            handle = embedding.register_forward_hook(scaled)
+            score[sign] = pairwise(train.only([id_]), queries)[:, 0]
+            handle.remove()
+        np.testing.assert_allclose(found[:, t], (score[1] - score[-1]) / (2 * step), rtol=1e-3, atol=1e-6)

@@ -288,7 +288,8 @@ def _row_tokens(
 
 
 def _flag(line: Line, tokens: Sequence[TokenScores]) -> Line:
-    spurious = any(statistics.one_token_dominates(np.asarray(kind.scores)) for kind in tokens)
+    shares = [kind for kind in tokens if kind.kind != "input"]
+    spurious = any(statistics.one_token_dominates(np.asarray(kind.scores)) for kind in shares)
     return replace(line, spurious=True) if spurious else line
 
 

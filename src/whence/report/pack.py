@@ -147,12 +147,10 @@ def _pack_tokens(text: str, tokens: TokenScores) -> dict[str, Any]:
 
 
 def _pack_pairs(cells: np.ndarray) -> dict[str, Any]:
-    """The lines that are not all zero, as whole numbers of one ten-thousandth of the largest cell."""
-    inner = cells[:, :-1].astype(np.float64)
-    unit = float(np.abs(inner).max(initial=0.0)) / 10_000
-    lines = np.flatnonzero(np.abs(inner).max(1, initial=0.0) > 0)
-    whole = np.rint(inner[lines] / unit).astype(int).tolist() if unit > 0 else []
-    return {"unit": short(unit), "lines": lines.tolist(), "cells": whole}
+    """The lines that are not all zero; numbers to three digits."""
+    inner = np.nan_to_num(cells[:, :-1].astype(np.float64))
+    lines = np.flatnonzero(np.abs(inner).max(1, initial=0.0) > 0).tolist()
+    return {"lines": lines, "cells": [[short(x, 3) for x in inner[line].tolist()] for line in lines]}
 
 
 def _utf16(text: str, ranges: Sequence[tuple[str, int, int]]) -> list[list[Any]]:

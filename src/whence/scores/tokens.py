@@ -129,8 +129,28 @@ def by_output(source: LiveGradients, queries: Queries, ids: Sequence[str]) -> To
     return TokenScores(queries.ids, values, {e.id: np.zeros(len(parts)) for e in part.examples})
 
 
-def _directional(source: LiveGradients, queries: Queries, q: int) -> dict[str, np.ndarray]:
-    """Derivatives of every target token's loss along one preconditioned query, by row id."""
+def by_input(source: LiveGradients, queries: Queries, ids: Sequence[str]) -> TokenScores:
+    """How the score of some training rows answers to each token *as input*: d score / d δ, its embedding times 1 + δ.
+
+    Not a share: these do not add up to the score.
+
+    Raises:
+        TaskError: the model has no input embedding.
+    """
+    part = source.only(ids)
+    find = getattr(part.model, "get_input_embeddings", None)
+    embedding = find() if find is not None else None
+    if not isinstance(embedding, nn.Module):
+        raise TaskError("this model has no input embedding", wanted="a model over tokens", try_="by_position")
+    parts = [_directional(part, queries, q, embedding) for q in range(len(queries.ids))]
+    values = {e.id: np.stack([p[e.id] for p in parts]) for e in part.examples}
+    return TokenScores(queries.ids, values, {e.id: np.zeros(len(parts)) for e in part.examples})
+
+
+def _directional(
+    source: LiveGradients, queries: Queries, q: int, embedding: nn.Module | None = None
+) -> dict[str, np.ndarray]:
+    """By row id, along one preconditioned query: derivatives of target tokens' losses, or by embedded input tokens."""
     direction = {name: grads.rows(q, q + 1).full()[0] for name, grads in queries.grads.items()}
     found: dict[str, np.ndarray] = {}
     with frozen(source.model), twice_differentiable(source.model), torch.enable_grad():
@@ -138,7 +158,10 @@ def _directional(source: LiveGradients, queries: Queries, q: int) -> dict[str, n
         for group in source.plan.batches:
             chosen = [source.examples[i] for i in group]
             batch = move(source.task.collate(chosen), device)
-            shares_BT = _token_derivatives(source, batch, direction)
+            if embedding is None:
+                shares_BT = _token_derivatives(source, batch, direction)
+            else:
+                shares_BT = _input_derivatives(source, batch, direction, embedding)
             for b, example in enumerate(chosen):
                 found[example.id] = shares_BT[b, : example.length]
     return found
@@ -159,6 +182,28 @@ def _token_derivatives(source: LiveGradients, batch: Batch, direction: Mapping[s
         (slope,) = torch.autograd.grad((losses * weights).sum(), epsilon, create_graph=True)
         (shares,) = torch.autograd.grad(slope, weights)
     return nn.functional.pad(shares[:, :-1], (1, 0)).double().cpu().numpy()
+
+
+def _input_derivatives(
+    source: LiveGradients, batch: Batch, direction: Mapping[str, Tensor], embedding: nn.Module
+) -> np.ndarray:
+    """B x T derivatives, in δ at 0, of the loss's slope along the direction, embeddings being multiplied by 1 + δ."""
+    first = next(iter(direction.values()))
+    epsilon = torch.zeros((), dtype=first.dtype, device=batch.labels.device, requires_grad=True)
+    delta_BT = torch.zeros(batch.labels.shape, dtype=first.dtype, device=batch.labels.device, requires_grad=True)
+
+    def scale(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * (1 + delta_BT).to(output.dtype)[..., None]
+
+    handle = embedding.register_forward_hook(scale)
+    try:
+        with _moved(source.layers, direction, epsilon):
+            losses = source.task.losses(source.task.outputs(source.model, batch), batch)
+            (slope,) = torch.autograd.grad(losses.sum(), epsilon, create_graph=True)
+            (shares,) = torch.autograd.grad(slope, delta_BT)
+    finally:
+        handle.remove()
+    return shares.double().cpu().numpy()
 
 
 @contextmanager

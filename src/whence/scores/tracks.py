@@ -16,7 +16,7 @@ from whence.gradients.source import Closed, LiveGradients
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks, Operator
 from whence.scores.score import Queries, prepare_queries
-from whence.scores.tokens import by_output, by_position, split_targets
+from whence.scores.tokens import by_input, by_output, by_position, split_targets
 from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
 
@@ -52,6 +52,7 @@ class QueryTokens:
     Attributes:
         positions: row id -> T shares by position.
         outputs: row id -> T shares by target token; empty when the model cannot be differentiated twice.
+        inputs: row id -> T answers of the score to each token as input, which do not add up to it.
         pairs: row id -> T_query x T table, whose sum over query tokens is ``positions``; empty when left out.
         rest: row id -> the part of the score that belongs to no position.
         heads: row id -> {layer: shares of the heads}.
@@ -59,6 +60,7 @@ class QueryTokens:
 
     positions: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]
     pairs: dict[str, np.ndarray]
     rest: dict[str, float]
     heads: dict[str, dict[str, np.ndarray]]
@@ -69,16 +71,18 @@ def look_into(look: Look, query_id: str, ids: Sequence[str]) -> QueryTokens:
     one = only(look.queries, look.queries.ids.index(query_id))
     try:
         outputs = {id_: values[0] for id_, values in by_output(look.train, one, ids).values.items()}
+        inputs = {id_: values[0] for id_, values in by_input(look.train, one, ids).values.items()}
     except (TaskError, RuntimeError):  # a loss of one piece, or a kernel without second derivatives
-        outputs = {}
+        outputs = inputs = {}
     heads = by_head(look, one, ids)
     if look.asked is not None and affordable(look, query_id):
         pairs, rests = _pairs(look, query_id, ids)
         positions = {id_: table.sum(0) for id_, table in pairs.items()}
-        return QueryTokens(positions, outputs, pairs, rests, heads)
+        return QueryTokens(positions, outputs, inputs, pairs=pairs, rest=rests, heads=heads)
     found = by_position(look.train, one, ids)
     rest = {id_: float(values[0]) for id_, values in found.unplaced.items()}
-    return QueryTokens({id_: v[0] for id_, v in found.values.items()}, outputs, {}, rest, heads)
+    positions = {id_: v[0] for id_, v in found.values.items()}
+    return QueryTokens(positions, outputs, inputs, pairs={}, rest=rest, heads=heads)
 
 
 def only(queries: Queries, q: int) -> Queries:

@@ -142,7 +142,18 @@ function drawMore(upTo) {
   if (!VIEW.list.length) add(more, el("p", { class: "note" }, "No row fits these filters."));
   if (left > MORE) add(more, el("button", { type: "button", class: "button", onclick: () => drawMore() }, `Show ${MORE} more`));
   const many = Math.min(left, 1000);
-  if (left > 0) add(more, el("button", { type: "button", class: "button", onclick: () => drawMore(VIEW.drawn + many) }, many === left ? `Show all ${count(VIEW.list.length)}` : "Show 1,000 more"));
+  if (left > 0) add(more, el("button", { type: "button", class: "button", onclick: () => drawSteadily(VIEW.drawn + many) }, many === left ? `Show all ${count(VIEW.list.length)}` : "Show 1,000 more"));
+}
+
+/* Many lines, some per frame, so that the page answers meanwhile; any new filter or question ends it. */
+function drawSteadily(upTo) {
+  const list = VIEW.list;
+  const step = () => {
+    if (VIEW.list !== list || VIEW.drawn >= Math.min(upTo, list.length)) return;
+    drawMore(Math.min(upTo, VIEW.drawn + PAGE));
+    requestAnimationFrame(step);
+  };
+  step();
 }
 
 function lineNodes(line, largest) {

@@ -7,7 +7,7 @@ const WIDEST = 16;  // row tokens in the table
 /* The row's tint for one token of the question alone. */
 function pairTrack(query, row, line) {
   const pairs = query.pairs[row], base = query.tokens[row][0];
-  return { kind: "position", spans: base.spans, scores: pairs.cells[line].slice(0, base.spans.length).map((n) => n * pairs.unit), maskedSet: base.maskedSet, rest: 0 };
+  return { kind: "position", spans: base.spans, scores: pairs.cells[line].slice(0, base.spans.length), maskedSet: base.maskedSet, rest: 0 };
 }
 
 /* Line of the row's table that belongs to the picked token of the question; -1 for the whole answer. */
@@ -88,12 +88,12 @@ function pairTable(query, row, text) {
   if (!pairs || !pairs.lines.length) return null;
   const spans = query.tokens[row][0].spans, size = spans.map((_, c) => pairs.cells.reduce((sum, cells) => sum + Math.abs(cells[c]), 0));
   const columns = spans.map((_, c) => c).sort((a, b) => size[b] - size[a]).slice(0, WIDEST).sort((a, b) => a - b);
-  const most = Math.max(...pairs.cells.flat().map(Math.abs), 0) * pairs.unit;
+  const most = Math.max(...pairs.cells.map((cells) => Math.max(...cells.map(Math.abs))), 0);
   const box = el("details", { class: "pairs" }, el("summary", {}, "Which token of the answer by which token of this row"));
   box.addEventListener("toggle", () => {
     if (!box.open || box.children.length > 1) return;
     add(box, heatTable({ caption: `Lines: tokens of the answer. Columns: the ${columns.length} strongest tokens of the row, in its order.`, corner: "answer \u2193 row \u2192", scale: most,
-      rows: pairs.lines.map((t) => questionPiece(query, t)), columns: columns.map((c) => text.slice(...spans[c])), value: (r, c) => pairs.cells[r][columns[c]] * pairs.unit, format: signed,
+      rows: pairs.lines.map((t) => questionPiece(query, t)), columns: columns.map((c) => text.slice(...spans[c])), value: (r, c) => pairs.cells[r][columns[c]], format: signed,
       onpick: (r) => { pickToken(pairs.lines[r]); refreshOpen(); } }));
   });
   return box;
@@ -107,7 +107,7 @@ function pickToken(t) {
   const reader = document.getElementById("asked-reader");
   if (!reader || !tokens) return;
   if (t === null) { reader.textContent = "Pick a token to see what explains it alone."; return; }
-  const given = Object.entries(query.pairs).map(([row, p]) => [+row, p.lines.indexOf(t) < 0 ? 0 : p.unit * p.cells[p.lines.indexOf(t)].reduce((a, b) => a + b, 0)]).sort((a, b) => b[1] - a[1]);
+  const given = Object.entries(query.pairs).map(([row, p]) => [+row, p.lines.indexOf(t) < 0 ? 0 : p.cells[p.lines.indexOf(t)].reduce((a, b) => a + b, 0)]).sort((a, b) => b[1] - a[1]);
   reader.replaceChildren();
   add(reader, dataNodes(JSON.stringify(questionPiece(query, t))), `: ${signed(tokens.scores[t] / DATA.n_train)} ${DATA.unit} from the strongest proponents`,
     given.length ? [", most from ", el("button", { type: "button", class: "plain link", onclick: () => goTo(given[0][0]) }, said("span", "id", DATA.rows.id[given[0][0]])), ` (${signed(given[0][1] / DATA.n_train)})`] : null, ".");
