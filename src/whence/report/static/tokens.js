@@ -92,7 +92,7 @@ function pairTable(query, row, text) {
   const box = el("details", { class: "pairs" }, el("summary", {}, "Which token of the answer by which token of this row"));
   box.addEventListener("toggle", () => {
     if (!box.open || box.children.length > 1) return;
-    add(box, heatTable({ caption: `Lines: tokens of the answer. Columns: the ${columns.length} strongest tokens of the row, in its order.`, corner: "answer \u2193 row \u2192", scale: most,
+    add(box, heatTable({ caption: `Lines: tokens of the answer. Columns: the ${columns.length} strongest tokens of the row, in its order. All cells add up to the row's score.`, corner: "answer \u2193 row \u2192", scale: most,
       rows: pairs.lines.map((t) => questionPiece(query, t)), columns: columns.map((c) => text.slice(...spans[c])), value: (r, c) => pairs.cells[r][columns[c]], format: signed,
       onpick: (r) => { pickToken(pairs.lines[r]); refreshOpen(); } }));
   });
