@@ -82,7 +82,7 @@ def _lines(**recalls):
 def test_plain_words_say_who_wins():
     said = " ".join(plain_words(_lines(**{EKFAC: 0.6, DOT: 0.3, BM25: 0.9})))
     assert "wins on stated facts, 0.90 against 0.60" in said
-    assert "2.0 times" in said
+    assert "2.0 times as much" in said
     said = " ".join(plain_words(_lines(**{EKFAC: 0.6, DOT: 0.7, BM25: 0.2})))
     assert "wins on stated facts" not in said
     assert "no worse than EK-FAC" in said

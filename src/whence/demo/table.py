@@ -134,12 +134,13 @@ def _about_facts(line: Mapping[str, Line]) -> list[str]:
     said = [
         f"Facts: of the {TOP} documents that state a fact, EK-FAC puts {own.recall * TOP:.1f} among its first {TOP}, "
         f"gradient dot {dot.recall * TOP:.1f}: {_times(own.recall, dot.recall)}. "
-        f"Its first hit stands at a mean reciprocal rank of {own.mrr:.2f}, {_times(own.mrr, dot.mrr)} of "
-        f"{dot.mrr:.2f}."
+        f"The mean reciprocal rank of the first hit is {own.mrr:.2f} against {dot.mrr:.2f}: "
+        f"{_times(own.mrr, dot.mrr)}."
     ]
-    if relative.recall > own.recall:
+    if relative.mrr > own.mrr:
         said.append(
-            f"Dividing by the loudness of the document helps here: the relative form finds {relative.recall * TOP:.1f}."
+            "Dividing by the loudness of each document helps: the relative form finds "
+            f"{relative.recall * TOP:.1f}, and its reciprocal rank is {relative.mrr:.2f}."
         )
     best = max(line.values(), key=lambda found: found.recall)
     if lexical.recall >= own.recall:
@@ -172,4 +173,4 @@ def _about_habits(line: Mapping[str, Line]) -> list[str]:
 
 
 def _times(first: float, second: float) -> str:
-    return f"{first / second:.1f} times" if second > 0 and math.isfinite(first) else "out of nothing"
+    return f"{first / second:.1f} times as much" if second > 0 and math.isfinite(first) else "out of nothing"
