@@ -48,12 +48,12 @@ class Recipe:
     inner: int = 320
     layers: int = 1
     heads: int = 4
-    passes: int = 10
+    passes: int = 11
     batch: int = 32
     rate: float = 3e-3
     floor: float = 0.05
     warm_up: int = 50
-    weight_decay: float = 0.1
+    weight_decay: float = 0.4
     seed: int = 0
 
     def digest(self, book: Almanac) -> str:
