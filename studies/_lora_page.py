@@ -49,7 +49,7 @@ def said(config: Config, held: list[bool]) -> str:
     """Where a bar holds, in words."""
     ranks = [str(rank) for rank, yes in zip(config.ranks, held, strict=True) if yes]
     if len(ranks) == len(held):
-        return "**met** at every rank"
+        return f"**met** at every rank measured ({', '.join(ranks)})"
     return f"**missed** (holds at rank {', '.join(ranks)} only)" if ranks else "**missed** at every rank"
 
 
@@ -91,6 +91,7 @@ fine-tuned on {config.rows} sentences with {config.flipped:.0%} flipped labels (
 {finding(config, result)}
 Smaller than published: a model of this size in place of RoBERTa-large, {config.epochs} epochs, {count}
 seed{"s" * (count != 1)}; the class-retrieval half of C6 is not measured.
+{result.get("note", "")}
 """
 
 
