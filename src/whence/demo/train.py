@@ -40,7 +40,7 @@ class Recipe:
         rate: peak learning rate; a linear warm-up, then a cosine down to ``floor`` of it.
         floor: last learning rate as a share of the peak.
         warm_up: steps of warm-up.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; strong, so that known facts do not saturate at once.
         seed: of the first weights and of the reading order.
     """
 
