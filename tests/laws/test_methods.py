@@ -18,7 +18,8 @@ from whence.scores.sinks import TopK
 from whence.tasks.batches import plan_batches
 from whence.tasks.causal_lm import CausalLM
 
-FACTOR_METHODS = ("identity", "diagonal", "kfac", "ekfac", "shampoo")  # others: tests/curvature, against their own truths
+# the others are tested in tests/curvature, against their own truths
+FACTOR_METHODS = ("identity", "diagonal", "kfac", "ekfac", "shampoo")
 NAMES = [*(name for name in method_names() if name in FACTOR_METHODS), "ekfac:blocks=2"]
 LAYERS = ("*self_attn.q_proj", "*self_attn.k_proj", "*mlp.down_proj")
 

@@ -19,7 +19,11 @@ from whence.report.records import Line, QueryReport, ReportData, Table, TokenSco
 
 UP, DOWN = "blue", "dark_orange3"
 EXCERPT = 220
-TOKEN_KINDS = {"position": "at these tokens", "output": "by the loss of these tokens", "input": "by reading these tokens"}
+TOKEN_KINDS = {
+    "position": "at these tokens",
+    "output": "by the loss of these tokens",
+    "input": "by reading these tokens",
+}
 
 
 def render_text(data: ReportData, console: Console, *, k: int = 5, queries: Iterable[int] | None = None) -> None:
