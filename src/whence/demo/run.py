@@ -40,7 +40,7 @@ from whence.demo.table import (
     score_table,
     standings,
 )
-from whence.demo.train import Recipe, completes, train_almanac_model
+from whence.demo.train import Recipe, completes, one_thread, train_almanac_model
 from whence.loading import load_model
 from whence.loading.guards import quiet
 from whence.report import Extras, render_html, report_data
@@ -138,10 +138,11 @@ def demonstrate(
     completed = _completed(model, asked, watch)
     began = time.perf_counter()
     common: dict[str, Any] = {"train": volumes, "query": question_file, "self_influence": True}
-    scores = attribute(str(model), **common, out=place / "run", watch=watch)
-    seconds["EK-FAC"], began = time.perf_counter() - began, time.perf_counter()
-    plain = attribute(str(model), **common, method="identity", watch=Silent())
-    seconds["gradient dot"] = time.perf_counter() - began
+    with one_thread():
+        scores = attribute(str(model), **common, out=place / "run", watch=watch)
+        seconds["EK-FAC"], began = time.perf_counter() - began, time.perf_counter()
+        plain = attribute(str(model), **common, method="identity", watch=Silent())
+        seconds["gradient dot"] = time.perf_counter() - began
     rankings = _rankings(scores, plain, seed)
     table = score_table(rankings, asked, scores.train_ids)
     own, lexical = (standings(rankings[name], asked, book, scores.train_ids) for name in (EKFAC, BM25))

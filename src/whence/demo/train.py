@@ -11,7 +11,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -82,7 +83,7 @@ class Trained:
 def train_almanac_model(
     book: Almanac, recipe: Recipe | None = None, *, step: Callable[[int, int], None] | None = None
 ) -> Trained:
-    """Train the small Llama on the book, deterministically on one machine and thread count.
+    """Train the small Llama on the book, on one thread: the same model every time on one kind of machine.
 
     Args:
         book: the Almanac.
@@ -90,11 +91,29 @@ def train_almanac_model(
         step: told (documents read, documents to read in all) after every step.
     """
     recipe = recipe or Recipe()
+    with one_thread():
+        return _trained(book, recipe, step or (lambda done, total: None))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread. Matrices this small are slower on two (ten times, beside another busy process), and the
+    sums, and with them the trained model, then do not depend on how many cores there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trained(book: Almanac, recipe: Recipe, step: Callable[[int, int], None]) -> Trained:
     tokenizer = build_tokenizer(document.text for document in book.documents)
     rows: list[list[int]] = [tokenizer(document.text)["input_ids"] for document in book.documents]
     model = new_model(recipe, len(tokenizer))
     started = time.perf_counter()
-    loss = _fit(model, rows, recipe, step or (lambda done, total: None))
+    loss = _fit(model, rows, recipe, step)
     return Trained(model.eval(), tokenizer, loss, time.perf_counter() - started)
 
 
