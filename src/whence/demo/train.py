@@ -54,7 +54,7 @@ class Recipe:
     rate: float = 3e-3
     floor: float = 0.05
     warm_up: int = 50
-    weight_decay: float = 0.4
+    weight_decay: float = 0.35
     seed: int = 0
 
     def digest(self, book: Almanac) -> str:
@@ -97,8 +97,10 @@ def train_almanac_model(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread. Matrices this small are slower on two (ten times, beside another busy process), and the
-    sums, and with them the trained model, then do not depend on how many cores there are.
+    """Compute on one thread, whatever the machine has.
+
+    Matrices this small are slower on two threads (over ten times, beside another busy process), and so the sums, and
+    with them the trained model, do not depend on how many cores there are.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
