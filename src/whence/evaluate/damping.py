@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from whence.errors import OptionError
+from whence.evaluate.statistics import pearson, spearman
 from whence.linalg.damping import Damping, parse_damping, relative
 from whence.linalg.operators import Blocks, Gradients, Operator
 
@@ -264,19 +264,6 @@ def _by_stability(
     chosen = min(range(len(dampings)), key=lambda n: distance[n])
     said = "no damping has stable neighbours that differ from the gradient dot product: rankings depend on this choice"
     return Recommendation(dampings[chosen], "custom", f"{said}; this is the value nearest to {CUSTOMARY}. {warning}")
-
-
-def spearman(a_QN: np.ndarray, b_QN: np.ndarray) -> np.ndarray:
-    """Q rank correlations of rows, ties averaged; NaN where a row does not vary."""
-    return pearson(rankdata(a_QN, axis=1), rankdata(b_QN, axis=1))
-
-
-def pearson(a_QN: np.ndarray, b_QN: np.ndarray) -> np.ndarray:
-    """Q linear correlations of rows; NaN where a row does not vary."""
-    a = a_QN - a_QN.mean(1, keepdims=True)
-    b = b_QN - b_QN.mean(1, keepdims=True)
-    size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1.0), np.nan)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 
 from whence.curvature.base import Factors, Problem, get_method
 from whence.errors import DataError
-from whence.evaluate.damping import Evidence, Sweep, evidence_from, spearman, summed
+from whence.evaluate.damping import Evidence, Sweep, evidence_from, summed
+from whence.evaluate.statistics import spearman
 from whence.gradients.layers import Layers, find_layers
 from whence.gradients.source import LiveGradients
 from whence.linalg.damping import Damping, relative
