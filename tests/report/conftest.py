@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,13 @@ class Opened:
         )
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+
+    def until(self, expression: str, seconds: float = 30) -> None:
+        """Wait until this is true; Playwright's own way would evaluate text inside the page, which its policy forbids."""
+        last = time.monotonic() + seconds
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < last, f"never came true: {expression}"
+            self.page.wait_for_timeout(20)
 
     def nothing_happened(self, path: Path) -> None:
         """Raises unless the page did nothing but show itself."""

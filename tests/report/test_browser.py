@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_keyboard_alone(open_report, scores):
     keys.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     keys.type("source-1")
-    page.wait_for_timeout(400)  # the search waits for a pause in typing
+    opened.until("VIEW.search === 'source-1'")  # the search waits for a pause in typing
     assert page.evaluate("VIEW.list.length") == 13
     keys.press("Escape")
     keys.press("j")
@@ -151,8 +152,7 @@ def test_deep_link_opens_its_row(open_report, hostile, scores):
     hostile_scores, extras = hostile
     opened, path = open_report(hostile_scores, extras)
     opened.page.evaluate("location.hash = '#q=9e9&row=' + encodeURIComponent('<img src=x onerror=alert(1)>')")
-    opened.page.wait_for_timeout(200)
-    assert opened.page.evaluate("VIEW.q") == 8
+    opened.until("VIEW.q === 8")
     opened.nothing_happened(path)
 
 
@@ -219,7 +219,7 @@ def test_tokens_of_the_answer_by_tokens_of_the_row(open_report, scores):
     page.locator("tr.detail select").first.select_option(index=0)  # the whole answer again
     assert page.evaluate(tints)[1][1] == "tok pos s5"
     assert "+0.250" in page.inner_text("tr.detail .legend")
-    page.locator("tr.detail details.pairs summary").click()
+    page.evaluate("document.querySelector('tr.detail details.pairs summary').click()")  # filled before it opens
     cells = page.locator("tr.detail details.pairs tbody td").all_inner_texts()
     assert cells == ["+2.00", "−1.00", "0", "+2.00"]
     assert page.locator("#layers table.heat").last.locator("td").all_inner_texts() == [
@@ -247,7 +247,7 @@ def test_axe_finds_nothing_serious(open_report, make, scheme):
     opened, _ = open_report(scores, extras, color_scheme=scheme)
     opened.page.evaluate("goTo(VIEW.list[0].row)")
     opened.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    opened.page.wait_for_timeout(200)  # the table is built when its box has opened
+    opened.until("[...document.querySelectorAll('details.pairs')].every((d) => d.children.length > 1)")
     opened.page.evaluate(AXE.read_text())
     found = opened.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
     serious = [v for v in found if v["impact"] in {"serious", "critical"}]
@@ -265,8 +265,25 @@ def test_narrow_screens_do_not_scroll_sideways(open_report, scores):
 
 
 def test_ten_thousand_rows_are_quick_to_open(open_report, make):
-    opened, path = open_report(make(n=10_000, queries=2, per_layer=None, layer_names=()))
+    """Interactive in 2 s on two cores, said in CPU time of the page's process, which other work hardly moves."""
+    scores = make(n=10_000, queries=2, per_layer=None, layer_names=())
+    random = np.random.default_rng(0)
+    drawn = random.integers(0, 5_000, (10_000, 100)).tolist()
+    texts = [" ".join(f"w{n}" for n in line) for line in drawn]
+    rows = {id_: replace(row, text=text) for (id_, row), text in zip(scores.train_rows.items(), texts, strict=True)}
+    opened, path = open_report(scores.with_(train_rows=rows))
     assert path.stat().st_size < 5_000_000
-    spent = opened.page.evaluate("performance.now()")
-    assert spent < 10_000  # the goal is 2 s on two idle cores; test machines are shared
     assert opened.page.evaluate("VIEW.list.length") == 9_999
+    tools = opened.context.new_cdp_session(opened.page)
+    tools.send("Performance.enable")
+    before = _cpu(tools)
+    for _ in range(3):
+        opened.page.reload()
+        opened.page.wait_for_selector("html[data-ready]", timeout=60_000)
+    spent = (_cpu(tools) - before) / 3
+    assert 0.05 < spent < 1.5  # 0.5 s when this was written; less than the floor would mean another process
+
+
+def _cpu(tools) -> float:
+    """Seconds of CPU that the page's process has used."""
+    return {m["name"]: m["value"] for m in tools.send("Performance.getMetrics")["metrics"]}["ProcessTime"]

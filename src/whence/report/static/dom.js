@@ -60,7 +60,14 @@ function said(tag, className, text, more) {
 }
 
 function plural(n, one, many) { return count(n) + " " + (n === 1 ? one : many || one + "s"); }
-function count(n) { return n.toLocaleString("en-US"); }
+
+/* Formatters are made once: making one takes longer than using it a hundred times. */
+const FORMATS = new Map();
+function written(value, places) {
+  if (!FORMATS.has(places)) FORMATS.set(places, new Intl.NumberFormat("en-US", places === undefined ? {} : { minimumFractionDigits: places, maximumFractionDigits: places }));
+  return FORMATS.get(places).format(value);
+}
+function count(n) { return written(n); }
 
 /* The same rules as words.number, words.signed and words.percent in Python. */
 function number(value, digits = 3) {
@@ -72,7 +79,7 @@ function number(value, digits = 3) {
     return mantissa + "e" + (power[0] === "-" ? "-" : "+") + power.slice(1).padStart(2, "0");
   }
   const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
-  return value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
+  return written(value, places);
 }
 function signed(value) {
   if (value === null || value === undefined) return "–";

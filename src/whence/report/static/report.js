@@ -99,7 +99,8 @@ async function readData() {
   const island = document.getElementById("data");
   let text = island.textContent;
   if (island.dataset.encoding === "gzip") {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const raw = atob(text), bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);  // a callback for every byte takes 200 ms on a large page
     text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   }
   const data = JSON.parse(text);
@@ -110,8 +111,10 @@ async function readData() {
 }
 
 async function start() {
+  const main = document.getElementById("main");
+  add(main, el("p", { class: "note opening" }, "Opening the report \u2026"));
   try { DATA = await readData(); } catch (problem) {
-    add(document.getElementById("main"), el("p", { class: "notice" }, "The data in this file cannot be read: " + problem.message)); return;
+    main.replaceChildren(el("p", { class: "notice" }, "The data in this file cannot be read: " + problem.message)); return;
   }
   learnUnseen(DATA.unseen);
   document.title = DATA.title + " \u00b7 whence";

@@ -89,13 +89,15 @@ function pairTable(query, row, text) {
   const spans = query.tokens[row][0].spans, size = spans.map((_, c) => pairs.cells.reduce((sum, cells) => sum + Math.abs(cells[c]), 0));
   const columns = spans.map((_, c) => c).sort((a, b) => size[b] - size[a]).slice(0, WIDEST).sort((a, b) => a - b);
   const most = Math.max(...pairs.cells.map((cells) => Math.max(...cells.map(Math.abs))), 0);
-  const box = el("details", { class: "pairs" }, el("summary", {}, "Which token of the answer by which token of this row"));
-  box.addEventListener("toggle", () => {
-    if (!box.open || box.children.length > 1) return;
+  const name = el("summary", {}, "Which token of the answer by which token of this row"), box = el("details", { class: "pairs" }, name);
+  const fill = () => {
+    if (box.children.length > 1) return;
     add(box, heatTable({ caption: `Lines: tokens of the answer. Columns: the ${columns.length} strongest tokens of the row, in its order. All cells add up to the row's score.`, corner: "answer \u2193 row \u2192", scale: most,
       rows: pairs.lines.map((t) => questionPiece(query, t)), columns: columns.map((c) => text.slice(...spans[c])), value: (r, c) => pairs.cells[r][columns[c]], format: signed,
       onpick: (r) => { pickToken(pairs.lines[r]); refreshOpen(); } }));
-  });
+  };
+  name.addEventListener("click", fill);  // before the box opens: "toggle" comes a moment after, on a box that was empty
+  box.addEventListener("toggle", () => { if (box.open) fill(); });  // opened by a script, or by find-in-page
   return box;
 }
 
