@@ -194,7 +194,11 @@ class Bank:
 
 def member_name(kept_N: np.ndarray, seed: int) -> str:
     """A member's file name: rows kept and seed."""
-    return f"{xxhash.xxh3_128_hexdigest(np.packbits(kept_N).tobytes())[:20]}-s{seed}"
+    return _name(np.packbits(kept_N), seed)
+
+
+def _name(packed: np.ndarray, seed: int) -> str:
+    return f"{xxhash.xxh3_128_hexdigest(packed.tobytes())[:20]}-s{seed}"
 
 
 def open_bank(
@@ -280,12 +284,13 @@ def _read_member(path: Path, query_ids: Sequence[str]) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             losses = np.asarray(file["losses"], dtype=np.float64)
+            named = _name(file["kept"], int(file["seed"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} is damaged: {error}", wanted="a member of a bank", try_=f"rm {path}") from error
-    if losses.shape != (len(query_ids),):
-        raise StoreError(f"{path} has losses {losses.shape}", wanted=f"{len(query_ids)}", try_=f"rm {path}")
+    if losses.shape != (len(query_ids),) or named != path.stem:
+        raise StoreError(f"{path} is another member than its name says", wanted="a member", try_=f"rm {path}")
     return losses
 
 
