@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def command_line() -> str:
         "on standard error; `--quiet` leaves only the answer and errors. Exit codes: {doc}`exit-codes`.",
         "",
     ]
-    for verb in main.VERBS:
-        command = [sys.executable, "-m", "whence", verb, "--help"]
+    groups = {group: import_module(f"whence.cli.{main.VERBS[group][0]}").VERBS for group in main.GROUPS}
+    for verb in [v for name in main.VERBS for v in (name, *(f"{name} {own}" for own in groups.get(name, ())))]:
+        command = [sys.executable, "-m", "whence", *verb.split(), "--help"]
         shown = subprocess.run(command, env=PLAIN, capture_output=True, text=True, check=True).stdout
         body = [line.rstrip() for line in shown.strip("\n").splitlines()]
         lines += [f"## whence {verb}", "", "```text", *body, "```", ""]

@@ -7,11 +7,14 @@ import re
 import pytest
 
 from architecture.tree import ROOT
-from whence.cli.main import VERBS, run
+from whence.cli import evaluate
+from whence.cli.main import GROUPS, VERBS, run
 from whence.options import TraceOptions, TraceRequest
 
 MAX_FLAGS = 12
 EVERYWHERE = {"--help", "--json", "--quiet", "--debug", "--version"}
+# every verb as it is written after `whence`; a group and each of its verbs
+SPOKEN = [*VERBS, *(f"evaluate {verb}" for verb in evaluate.VERBS)]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -19,11 +22,11 @@ def _help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERMINAL_WIDTH", "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert run([verb, "--help"]) == 0
+    assert run([*verb.split(), "--help"]) == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", SPOKEN)
 def test_few_flags_in_the_help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     flags = set(re.findall(r"^\W*(--[a-z][\w-]*)", _help(verb, monkeypatch, capsys), flags=re.MULTILINE)) - EVERYWHERE
     assert len(flags) <= MAX_FLAGS, f"whence {verb}: {sorted(flags)}"
@@ -44,11 +47,12 @@ def _commands() -> list[tuple[str, str]]:
 def test_commands_in_the_prose_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     commands = _commands()
     assert len(commands) > 3
-    helps = {verb: _help(verb, monkeypatch, capsys) for verb in VERBS}
+    helps = {verb: _help(verb, monkeypatch, capsys) for verb in SPOKEN}
     settings = {f"--{name.replace('_', '-')}" for name in (*TraceOptions.model_fields, *TraceRequest.model_fields)}
     for page, command in commands:
-        verb = command.split()[0]
-        assert verb in VERBS, f"{page}: no verb {verb}"
+        first, *rest = command.split()
+        verb = f"{first} {rest[0]}" if first in GROUPS and rest else first
+        assert verb in SPOKEN, f"{page}: no verb {verb}"
         known = EVERYWHERE | set(re.findall(r"(?<!\w)--?[a-z][\w-]*", helps[verb]))
         known |= settings if verb == "trace" else set()
         for flag in re.findall(r"(?<=\s)--?[a-z][\w-]*", command):

@@ -12,8 +12,8 @@ FLOORS = {
     2: ("gradients",),
     3: ("curvature",),
     4: ("scores",),
-    5: ("store",),
-    6: ("candidates", "evaluate", "select", "plan", "check", "report"),
+    5: ("candidates", "store"),
+    6: ("evaluate", "select", "plan", "check", "report"),
     7: (
         "options",
         "loading",
@@ -21,6 +21,7 @@ FLOORS = {
         "assemble",
         "stages",
         "dampings",
+        "evaluating",
         "scoring",
         "checkpointed",
         "tokenwise",

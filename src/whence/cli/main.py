@@ -46,11 +46,13 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "trace": ("trace", "Which training rows made the model say this?"),
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
     "damping": ("damping", "Which damping does the evidence speak for?"),
+    "evaluate": ("evaluate", "Does the score predict what retraining does? Proof, with baselines and controls."),
     "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
     "info": ("inspect", "What a run computed, and how to repeat it."),
     "report": ("inspect", "Render the HTML report of a run again."),
     "view": ("inspect", "Page through every row of a run in the browser, on this machine only."),
 }
+GROUPS = ("evaluate",)  # verbs that have verbs of their own; their function makes an application of the words after it
 
 
 def main() -> None:
@@ -106,12 +108,16 @@ def _application(arguments: Sequence[str]) -> Any:
         pretty_exceptions_enable=False,
     )
     app.callback()(_whence)
-    asked = next((word for word in arguments if not word.startswith("-")), "")
+    at = next((n for n, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    asked = arguments[at] if at < len(arguments) else ""
     for name, (module, line) in VERBS.items():
         verb: Callable[..., Any] = _stand_in
         if name == asked:
             verb = getattr(importlib.import_module(f"whence.cli.{module}"), name)
-        app.command(name, short_help=line)(verb)
+        if name == asked and name in GROUPS:
+            app.add_typer(verb(arguments[at + 1 :]), name=name, short_help=line)
+        else:
+            app.command(name, short_help=line)(verb)
     return app
 
 

@@ -19,6 +19,7 @@ class Curve:
         name: of the contender.
         x, y: P places; NaN = unknown, drawn as a gap.
         low, high: P ends of an interval around each y, or empty.
+        drawn: how this curve is drawn if otherwise than the chart's kind (a line of slope 1 in a scatter).
 
     Raises:
         DataError: sequences of different lengths.
@@ -29,6 +30,7 @@ class Curve:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    drawn: Literal["", "line", "scatter"] = ""
 
     def __post_init__(self) -> None:
         lengths = {len(self.x), len(self.y)} | {len(ends) for ends in (self.low, self.high) if ends}
@@ -44,7 +46,7 @@ class Chart:
         title: what it shows.
         x_axis, y_axis: with units.
         curves: lines, clouds of points, or groups of bars; of ``bars``, x counts the groups from 0.
-        kind: how curves are drawn.
+        kind: how curves are drawn: ``bars`` lie on their side, one group of them below the other.
         log_x: logarithmic x axis (all x above 0).
         groups: names of the groups of ``bars``, in the order of x; empty = their numbers.
     """
