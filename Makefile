@@ -19,7 +19,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test check format docs bench bench-peers studies chromium axe clean
+.PHONY: help demo test check format docs notebook bench bench-peers studies chromium axe clean
 
 help:
 	@sed -n '1,/^$$/{s/^# \{0,1\}//p}' Makefile
@@ -80,6 +80,10 @@ format: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# the tutorial, executed: docs/tutorial/look-closer.ipynb from examples/look_closer.py
+notebook: $(VENV)/.dev
+	@$(BIN)/python docs/notebook.py
 
 bench: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.passes $(if $(DATA),--data $(DATA)) $(ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import generated  # next to this file
+import notebook
 
 import whence
 
@@ -33,3 +34,4 @@ napoleon_use_ivar = True
 def setup(app: object) -> None:
     """Write the generated pages before Sphinx looks for its sources."""
     app.connect("builder-inited", lambda _app: generated.write(Path(__file__).parent / "reference"))
+    app.connect("builder-inited", lambda _app: notebook.write_page())
