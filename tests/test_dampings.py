@@ -13,6 +13,8 @@ from whence import attribute, load
 from whence.cli.main import run
 from whence.dampings import choose_damping, read_study
 from whence.errors import DataError, OptionError
+from whence.evaluate.bank import Given, Plan, open_bank, train_members
+from whence.evaluate.trainers import FunctionTrainer
 from whence.options import SweepOptions, TraceOptions, sweep_options
 from whence.report.damping import render_damping
 
@@ -59,6 +61,47 @@ def test_prose_shows_the_table(place, capsys):
     said = capsys.readouterr()
     assert "rank correlation" in said.out and "not correctness" in said.out.replace("\n", " ")
     assert "next: whence trace" in said.err
+
+
+def test_a_folder_of_retrained_models_is_the_same_bank(place, tmp_path):
+    """The members in any order, a seed each; what the sweep asks for is found by id."""
+    rng = np.random.default_rng(0)
+    kept, losses = Plan(16, 6).kept_MN, rng.standard_normal((6, 2))
+    wanted = choose_damping(
+        str(place / "model"),
+        train=str(place / "train.jsonl"),
+        query=str(place / "query.jsonl"),
+        options=TraceOptions(dtype="float64"),
+        tried=SweepOptions(bank=bank_file(place, tmp_path, kept, losses), values=("0.1", "1"), reference="none"),
+    )
+    train_ids, query_ids = ([f"{w}:{n + 1}" for n in range(c)] for w, c in (("train", 16), ("query", 2)))
+    order = rng.permutation(16)
+    table = {k[order].tobytes(): row for k, row in zip(kept, losses, strict=True)}
+    trainer = FunctionTrainer(lambda k, seed: table[k.tobytes()][::-1] + (seed - 0.5), {})
+    design = Given(kept[:, order], (0, 1))
+    shuffled = [train_ids[n] for n in order]
+    bank = open_bank(tmp_path / "bank", design, trainer, train_ids=shuffled, query_ids=query_ids[::-1])
+    train_members(bank, trainer)
+    found = choose_damping(
+        str(place / "model"),
+        train=str(place / "train.jsonl"),
+        query=str(place / "query.jsonl"),
+        options=TraceOptions(dtype="float64"),
+        tried=SweepOptions(bank=str(tmp_path / "bank"), values=("0.1", "1"), reference="none"),
+    )
+    assert found.evidence[0].kind == "lds" and found.evidence[0].values == pytest.approx(wanted.evidence[0].values)
+    other = open_bank(tmp_path / "b2", Given(kept[:, :9], (0,)), trainer, train_ids=train_ids[:9], query_ids=query_ids)
+    other.write(kept[0, :9], 0, losses[0])
+    with pytest.raises(DataError, match="knows no 'train:10'"):
+        tried = SweepOptions(bank=str(tmp_path / "b2"), values=("0.1", "1"), reference="none")
+        choose_damping(
+            str(place / "model"), train=str(place / "train.jsonl"), query=str(place / "query.jsonl"), tried=tried
+        )
+
+
+def bank_file(place: Path, folder: Path, kept: np.ndarray, losses: np.ndarray) -> str:
+    np.savez(folder / "bank.npz", kept=kept, losses=losses)
+    return str(folder / "bank.npz")
 
 
 def test_a_bank_of_retrained_models_decides(place):

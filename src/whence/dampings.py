@@ -6,7 +6,7 @@ What comes out is a plain ``DampingStudy``; written as JSON it can be given to `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import FitOptions, fit
 from whence.errors import DataError, OptionError, ResourceError, WhenceError
+from whence.evaluate import bank
 from whence.evaluate.damping import DAMPINGS, DampingStudy, Evidence, Sweep, parse_dampings, study, sweep
 from whence.evaluate.references import dense_reference, lds_reference
 from whence.linalg.damping import Damping, parse_damping
@@ -122,11 +123,18 @@ def _evidence(
 
 
 def read_bank(path: str, swept: Sweep) -> tuple[np.ndarray, np.ndarray]:
-    """(kept M x N, losses M x Q) in the order of the sweep; ``train_ids`` and ``query_ids`` in the file decide it.
+    """(kept M x N, losses M x Q) in the order of the sweep, from a bank's folder or an .npz.
+
+    The rows and queries are found by their ids: those of the bank, or ``train_ids`` and ``query_ids`` in the file.
 
     Raises:
-        DataError: no such file, or one without these arrays.
+        DataError: no such file, one without these arrays, or without some row or query of the sweep.
+        StoreError: a folder that is no bank, or a damaged one.
     """
+    if Path(path).expanduser().is_dir():
+        train_ids, query_ids, kept, losses = bank.read_bank(path)
+        columns = _places(train_ids, swept.train_ids, f"bank {path}")
+        return kept[:, columns], losses[:, _places(query_ids, swept.query_ids, f"bank {path}")]
     try:
         with np.load(path, allow_pickle=False) as file:
             kept, losses = file["kept"].astype(bool), file["losses"].astype(np.float64)
@@ -142,7 +150,14 @@ def read_bank(path: str, swept: Sweep) -> tuple[np.ndarray, np.ndarray]:
 def _order(file: Any, name: str, wanted: tuple[str, ...]) -> Any:
     if name not in file:
         return slice(None)
-    position = {str(id_): n for n, id_ in enumerate(file[name])}
+    return _places([str(id_) for id_ in file[name]], wanted, name)
+
+
+def _places(known: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:
+    position = {id_: n for n, id_ in enumerate(known)}
+    missing = [id_ for id_ in wanted if id_ not in position]
+    if missing:
+        raise DataError(f"{what} knows no {missing[0]!r}", wanted="the rows and queries that models were retrained on")
     return [position[id_] for id_ in wanted]
 
 

@@ -193,7 +193,8 @@ class SweepOptions(BaseModel):
     reference_damping: str = Field(default="relative:0.01", description="Damping of that exact matrix.")
     bank: str | None = Field(
         default=None,
-        description=".npz of retrained models: kept (M x rows, booleans) and losses (M x questions, nats).",
+        description="Retrained models: a folder of `whence evaluate lds --bank`, or an .npz with kept (M x rows, booleans) "
+        "and losses (M x questions, nats).",
     )
 
     @field_validator("values", mode="before")

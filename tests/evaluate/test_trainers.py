@@ -33,9 +33,7 @@ def written_out(model: nn.Module, recipe: Recipe, kept: np.ndarray, seed: int) -
     model, task = deepcopy(model).eval(), CausalLM(None)
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     more = {"momentum": recipe.momentum} if recipe.optimiser == "sgd" else {"betas": recipe.betas}
-    optimiser = kinds[recipe.optimiser](
-        model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay, **more
-    )  # type: ignore[arg-type]
+    optimiser = kinds[recipe.optimiser](model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay, **more)  # type: ignore[arg-type]
     steps = recipe.steps or int(np.ceil(recipe.epochs * kept.sum() / recipe.batch))
     order: list[int] = []
     for epoch in range(1000):
