@@ -43,7 +43,8 @@ from whence.demo.table import (
 from whence.demo.train import Recipe, completes, one_thread, train_almanac_model
 from whence.loading import load_model
 from whence.loading.guards import quiet
-from whence.report import Extras, render_html, report_data
+from whence.present import page
+from whence.report import Extras
 from whence.report.records import Table
 from whence.results import Scores
 from whence.scores.relative import relative_scores
@@ -99,8 +100,7 @@ def demo(*, out: str | Path, fresh: bool = False, seed: int = 0, voice: Speaker)
     place = Path(out).expanduser()
     found = demonstrate(place, seed=seed, fresh=fresh, watch=voice)
     tables = report_tables(found)
-    page = render_html(report_data(found.scores, extras=Extras(title="The Almanac", tables=tables)))
-    atomic.write_text(place / "report.html", page)
+    atomic.write_text(place / "report.html", page(found.scores, Extras(title="The Almanac", tables=tables)))
     for line in found.table:
         voice.emit({"type": "table", **asdict(line)})
     if not voice.json:
