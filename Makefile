@@ -90,7 +90,7 @@ bench: $(VENV)/.runtime
 
 bench-peers: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.peers.set_up
-	@$(BIN)/python -m benchmarks.peers.compare $(ARGS)
+	@$(BIN)/python -m benchmarks.peers.compare $(if $(DATA),--data $(DATA)) $(ARGS)
 
 studies: $(VENV)/.dev
 	@shopt -s nullglob; found=0; for study in studies/[a-z]*.py; do found=1; echo "== $$study"; \

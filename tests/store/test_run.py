@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,14 @@ def test_the_environment_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said["threads"] == 2
     assert "secret" not in json.dumps(said)
     assert (peak_memory_bytes() or 0) > 10_000_000
+
+
+def test_the_peak_is_this_process_own() -> None:
+    """Linux tells a launched process its launcher's ru_maxrss."""
+    from whence.store.provenance import peak_memory_bytes
+
+    large = b"\1" * 200_000_000
+    code = "from whence.store.provenance import peak_memory_bytes; print(peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(large) < (peak_memory_bytes() or 0)
+    assert int(done.stdout) < 150_000_000

@@ -138,13 +138,14 @@ def test_long_lines_are_skipped_whole(write):
 
 
 _PEAK = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
+from whence.store.provenance import peak_memory_bytes
 from whence.tasks.rows import ReadOptions, read_rows
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory_bytes()
 rows = read_rows(sys.argv[1], options=ReadOptions(max_bad_rows=0.9))
 print(json.dumps({"rows": len(rows), "codes": [q.code for q in rows.quarantine],
-                  "grown": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+                  "grown": (peak_memory_bytes() - before) / 1e6}))
 """
 
 

@@ -90,7 +90,14 @@ def git_commit() -> str | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Largest resident size of this process so far; None where the system does not say."""
+    """Largest resident size of this process so far; None where the system does not say.
+
+    On Linux not from ``getrusage``: a process launched by a larger one is told the larger one's peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

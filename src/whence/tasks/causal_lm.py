@@ -30,6 +30,7 @@ from whence.tasks.rendering import (
 )
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields, detect_shape, messages_of
+from whence.tasks.token_loss import token_loss
 from whence.tasks.tokenising import Tokens, common_prefix, tokenise
 
 IGNORE = -100
@@ -290,10 +291,7 @@ class CausalLM:
         run, would have to be copied before the loss.
         """
         targets = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        flat = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORE, reduction="none"
-        )
+        flat = token_loss(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
         return flat.view(targets.shape)
 
     def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
