@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,6 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from whence.api import attribute
-from whence.demo.almanac import almanac, questions
 from whence.demo.book import Almanac, Question
 from whence.demo.table import (
     BM25,
@@ -40,9 +39,9 @@ from whence.demo.table import (
     score_table,
     standings,
 )
-from whence.demo.train import Recipe, completes, one_thread, train_almanac_model
+from whence.demo.train import Recipe, completes, one_thread
+from whence.demo.world import prepare
 from whence.loading import load_model
-from whence.loading.guards import quiet
 from whence.present import page
 from whence.report import Extras
 from whence.report.records import Table
@@ -52,7 +51,6 @@ from whence.store import atomic
 from whence.watch import Silent, Watcher
 
 SHOWN = 3  # documents shown on the terminal for each example question
-DONE = "recipe.json"  # written last: a model folder without it is half a model
 KIND_NAMES = {"fact": "facts", "habit": "habits"}
 
 
@@ -128,16 +126,13 @@ def demonstrate(
     """
     watch = watch or Silent()
     seconds: dict[str, float] = {}
-    book, began = almanac(seed), time.perf_counter()
-    asked = questions(book)
-    volumes, question_file = _write_book(place / "almanac", book, asked)
-    watch.note("book", f"almanac   {len(book.documents):,} documents, {len(book.facts)} facts, {len(asked)} questions")
-    recipe = replace(recipe or Recipe(), seed=seed)
-    model = _trained_model(place / f"model-{recipe.digest(book)}", book, recipe, fresh=fresh, watch=watch)
+    began = time.perf_counter()
+    world = prepare(place, seed=seed, fresh=fresh, recipe=recipe, watch=watch)
+    book, asked, model = world.book, world.asked, world.model
     seconds["model"] = time.perf_counter() - began
     completed = _completed(model, asked, watch)
     began = time.perf_counter()
-    common: dict[str, Any] = {"train": volumes, "query": question_file, "self_influence": True}
+    common: dict[str, Any] = {"train": world.volumes, "query": world.questions, "self_influence": True}
     with one_thread():
         scores = attribute(str(model), **common, out=place / "run", watch=watch)
         seconds["EK-FAC"], began = time.perf_counter() - began, time.perf_counter()
@@ -148,33 +143,6 @@ def demonstrate(
     own, lexical = (standings(rankings[name], asked, book, scores.train_ids) for name in (EKFAC, BM25))
     standing = {role: (own[role], lexical[role]) for role in own}
     return Demonstration(book, asked, completed, scores, rankings, table, standing, seconds)
-
-
-def _write_book(folder: Path, book: Almanac, asked: Sequence[Question]) -> tuple[list[str], str]:
-    """One file per volume, read back by ``attribute`` like anybody's data."""
-    files = []
-    for source in dict.fromkeys(document.source for document in book.documents):
-        rows = [{"id": d.id, "text": d.text} for d in book.documents if d.source == source]
-        atomic.write_jsonl(folder / f"{source}.jsonl", rows)
-        files.append(str(folder / f"{source}.jsonl"))
-    query = folder / "questions.jsonl"
-    atomic.write_jsonl(query, [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked])
-    return files, str(query)
-
-
-def _trained_model(folder: Path, book: Almanac, recipe: Recipe, *, fresh: bool, watch: Watcher) -> Path:
-    """The folder of the trained model; trains unless it is there and finished."""
-    if (folder / DONE).is_file() and not fresh:
-        watch.note("train", f"train     reusing {folder.name}", reused=True)
-        return folder
-    trained = train_almanac_model(book, recipe, step=lambda done, total: watch.step("train", done, total))
-    with quiet():
-        trained.model.save_pretrained(folder)
-        trained.tokenizer.save_pretrained(folder)
-    atomic.write_json(folder / DONE, {**asdict(recipe), "loss": trained.loss, "seconds": trained.seconds})
-    said = f"train     {recipe.passes} passes in {trained.seconds:.0f} s, {trained.loss:.2f} nats a token"
-    watch.note("train", said, reused=False, seconds=trained.seconds, loss=trained.loss)
-    return folder
 
 
 def _completed(folder: Path, asked: Sequence[Question], watch: Watcher) -> float:
