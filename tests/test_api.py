@@ -214,3 +214,25 @@ def test_the_watcher_hears_everything(tmp_path: Path) -> None:
         assert counts[0][0] == 0
         assert counts[-1][0] == counts[-1][1], stage
         assert counts == sorted(counts)
+
+
+class Meddler:
+    """Changes the training file while the run is on."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def note(self, *_said: Any, **_more: Any) -> None:
+        pass
+
+    def step(self, *_said: Any) -> None:
+        self.place.write_text('{"text": "something else"}\n')
+
+
+def test_a_file_that_changes_meanwhile_costs_nothing_but_is_told(tmp_path: Path) -> None:
+    place = write_rows(tmp_path / "rows.jsonl", animal_rows())
+    found = whence.attribute(live(), train=str(place), query=QUESTION, watch=Meddler(Path(place)))
+    assert np.isfinite(found.values).all()
+    assert any("changed while the run" in said for said in found.about["warnings"])
+    untouched = whence.attribute(live(), train=animal_rows(), query=QUESTION)
+    assert not any("changed" in said for said in untouched.about["warnings"])

@@ -18,7 +18,7 @@ from whence.linalg.partition import SplitEigenbasis, SplitKronecker
 from whence.pipeline import Material, Subject
 from whence.results import SCORED, RowView, Scores
 from whence.store.provenance import environment, peak_memory_bytes
-from whence.tasks.rows import Quarantined, row_view
+from whence.tasks.rows import Quarantined, changed_files, row_view
 
 LEXICAL_MOST = 200_000_000  # Q x N beyond which word overlap is left out: it would outweigh the scores themselves
 NONFINITE = "nonfinite"
@@ -141,7 +141,7 @@ def _about(
         "versions": environment(threads=torch.get_num_threads())["versions"],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "memory": {"peak_megabytes": None if peak is None else round(peak / 1e6)},
-        "warnings": [*_warnings(subject, trained), *factors.about.get("notes", ())],
+        "warnings": [*_warnings(subject, trained), *factors.about.get("notes", ()), *_changes(trained, asked)],
     }
 
 
@@ -181,6 +181,14 @@ def _warnings(subject: Subject, trained: Material) -> list[str]:
             f"only {subject.layers.covered:.0%} of the parameters are followed: most of the model is out of sight"
         )
     return said
+
+
+def _changes(trained: Material, asked: Material) -> list[str]:
+    """The results are about the rows as read; the places named beside them may no longer hold these."""
+    files = [*changed_files(trained.rows), *changed_files(asked.rows)]
+    return [
+        f"{place} changed while the run was using it: lines and texts are those it had at the start" for place in files
+    ]
 
 
 def _nonfinite(trained: Material, found: Mapping[str, Any]) -> list[Quarantined]:

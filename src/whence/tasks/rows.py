@@ -131,20 +131,10 @@ def check_bad_rows(bad: Sequence[Quarantined], total: int, allowed: float, *, hi
     raise DataError("\n".join(lines), wanted=wanted, try_=try_)
 
 
-def check_unchanged(rows: Rows) -> None:
-    """Verify that the files still hold what was read (called when a run is sealed).
-
-    Raises:
-        DataError: names the file that changed.
-    """
-    for place, before in rows.about.get("files", {}).items():
-        now = file_digest(Path(place)) if Path(place).exists() else None
-        if now != before:
-            raise DataError(
-                f"{place} changed while the run was using it",
-                wanted="the file as it was when the run began",
-                try_="run again; results of this run do not describe the file as it is now",
-            )
+def changed_files(rows: Rows) -> list[str]:
+    """Files that no longer hold what was read from them. Results describe what was read, so nothing is lost by it."""
+    read: Mapping[str, str] = rows.about.get("files", {})
+    return [place for place, before in read.items() if not Path(place).exists() or file_digest(Path(place)) != before]
 
 
 @dataclass(frozen=True)
