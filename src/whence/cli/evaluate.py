@@ -13,8 +13,7 @@ from typing import Any
 import typer
 
 # verb -> (module of this package, one line of help)
-VERBS: Mapping[str, tuple[str, str]] = {
-}
+VERBS: Mapping[str, tuple[str, str]] = {}
 
 
 def evaluate(arguments: Sequence[str]) -> typer.Typer:

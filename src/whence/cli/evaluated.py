@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from whence.cli.voice import Voice
+from whence.errors import OptionError
 from whence.evaluate.outcome import Outcome
 from whence.report.characters import visible
 from whence.report.evaluation import write_outcome
 from whence.report.words import cell
+
+OUT = "Folder for outcome.json, report.html and the plots."
+DEMO = "Folder of `whence demo`: its trained model is used, or made there."
+CONTENDERS = (
+    "Who takes part, with commas: methods (ekfac, relative:ekfac, ekfac_cg:steps=20, dot, cosine) and baselines (bm25, "
+    "tfidf, embedding, activation, gradient_norm, loss, length, random, shuffled)."
+)
+
+
+def contender_names(text: str | None) -> tuple[str, ...]:
+    """Names from a list with commas; a comma between settings (``cg:steps=9,tolerance=1e-3``) belongs to them."""
+    names: list[str] = []
+    for part in (text or "").split(","):
+        setting = "=" in part and ":" not in part and names
+        if setting:
+            names[-1] += f",{part.strip()}"
+        elif part.strip():
+            names.append(part.strip())
+    return tuple(names)
+
+
+def subject_given(**given: Any) -> bool:
+    """Whether the user named model and data; False = none of them, which means the embedded example.
+
+    Raises:
+        OptionError: some but not all.
+    """
+    missing = [name for name, value in given.items() if not value]
+    if missing and len(missing) < len(given):
+        wanted = ", ".join(f"--{name}" for name in given)
+        raise OptionError(f"no --{missing[0]}", wanted=f"{wanted} together, or none of them for the embedded example")
+    return not missing
 
 
 def answer(voice: Voice, outcome: Outcome, out: str | Path | None) -> int:
