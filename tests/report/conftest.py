@@ -169,7 +169,7 @@ class Opened:
         self.page.wait_for_selector("html[data-ready]", timeout=60_000)
 
     def until(self, expression: str, seconds: float = 30) -> None:
-        """Wait until this is true; Playwright's own way would evaluate text inside the page, which its policy forbids."""
+        """Wait until this is true; Playwright's own way evaluates text inside the page, which its policy forbids."""
         last = time.monotonic() + seconds
         while not self.page.evaluate(expression):
             assert time.monotonic() < last, f"never came true: {expression}"

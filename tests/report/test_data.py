@@ -127,6 +127,18 @@ def test_trust_needs_evidence(make):
     assert data.trust.level == "validated" and "LDS 0.41" in data.trust.sentence
 
 
+def test_a_push_that_all_rows_share_is_called_out(make):
+    scores = make(n=40, queries=1)
+    assert "Read the order, not the sizes" not in " ".join(report_data(scores).queries[0].warnings)
+    moved = scores.with_(values=scores.values - 0.2 * np.nanmax(np.abs(scores.values)))
+    said = " ".join(report_data(moved).queries[0].warnings)
+    against = int((moved.values < 0).sum())
+    assert f"{against} of 39 rows push against it" in said
+    few = scores.with_(values=moved.values[:, :12], train_ids=scores.train_ids[:12], per_layer=None, layer_names=(),
+                       lexical=None, self_influence=None)  # fmt: skip
+    assert "push against" not in " ".join(report_data(few).queries[0].warnings)
+
+
 def test_same_texts_are_grouped(make):
     scores = make()
     best = [r.train_id for r in scores.proponents(0, 2)]

@@ -14,6 +14,7 @@ from rich.console import Console
 from whence.report import render_text, report_data
 from whence.report.characters import UNSEEN, calm, csv_cell, visible
 from whence.report.export import COLUMNS, export_csv, export_jsonl
+from whence.results import RowView, TokenTrack
 
 
 def _print(data, **console):
@@ -33,6 +34,17 @@ def test_fits_80_columns_and_says_it_all(scores):
             assert data.rows[line.row].id in text
     assert "not validated" in text
     assert "Where is 0? There." in text
+
+
+def test_strong_tokens_are_named_also_the_blank_ones(make):
+    scores = make(queries=1)
+    best = scores.proponents(0, 1)[0].train_id
+    row = RowView(best, "A b\nc d")
+    spans = ((0, 1), (1, 2), (3, 4), (4, 5))
+    told = {("q-0", best): tuple(TokenTrack(spans, (0.0, 5.0, -3.0, 2.0), kind=k) for k in ("position", "input"))}
+    text = _print(report_data(scores.with_(train_rows={**scores.train_rows, best: row}, token_tracks=told)))
+    assert "at these tokens: '␣' +50 %, '↵' −30 %, 'c' +20 %" in text
+    assert "reading" not in text
 
 
 def test_nothing_hostile_reaches_the_terminal(hostile):

@@ -17,6 +17,7 @@ import numpy as np
 from whence.report import statistics, words
 from whence.report.modules import head_grid, module_shares
 from whence.report.records import (
+    Distribution,
     Extras,
     LayerGrid,
     LayerSums,
@@ -191,7 +192,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
             for row in tokens
             if (key := (query_id, shelf.order[row])) in scores.token_pairs
         },
-        warnings=_warnings(ranking, shelf, verdict, unit=unit),
+        warnings=_warnings(ranking, shelf, verdict, spread=spread, unit=unit),
     )
 
 
@@ -339,7 +340,9 @@ def _similarity(scores: Scores) -> tuple[tuple[float, ...], ...] | None:
     return statistics.rank_correlation(scores.values) if scores.columns is None else None
 
 
-def _warnings(ranking: Ranking, shelf: _Shelf, verdict: LexicalVerdict | None, *, unit: str) -> tuple[str, ...]:
+def _warnings(
+    ranking: Ranking, shelf: _Shelf, verdict: LexicalVerdict | None, *, spread: Distribution | None, unit: str
+) -> tuple[str, ...]:
     """Plain warnings about one question's ranking."""
     said = [verdict.sentence] if verdict and verdict.level == "explains" else []
     said += filter(None, [words.normalised(unit)])
@@ -348,11 +351,13 @@ def _warnings(ranking: Ranking, shelf: _Shelf, verdict: LexicalVerdict | None, *
     same = len(texts) - len(set(texts)) if all(texts) else 0
     if same:
         said.append(f"{same + 1} of the {len(top)} strongest proponents have the same text.")
+    said += filter(None, [words.shared_push(ranking, spread)])
     if any(line.spurious for line in top):
         said.append("One token dominates at least one of the five strongest proponents: it may be a spurious hit.")
     cut = sum(shelf.view(shelf.order[line.row]).status == "truncated" for line in top)
     if cut:
-        said.append(f"{cut} of the {len(top)} strongest proponents were scored on their first tokens only (truncated).")
+        were = "was scored on its" if cut == 1 else "were scored on their"
+        said.append(f"{cut} of the {len(top)} strongest proponents {were} first tokens only (truncated).")
     return tuple(said)
 
 

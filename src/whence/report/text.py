@@ -22,7 +22,6 @@ EXCERPT = 220
 TOKEN_KINDS = {
     "position": "at these tokens",
     "output": "by the loss of these tokens",
-    "input": "by reading these tokens",
 }
 
 
@@ -97,8 +96,9 @@ def _line(data: ReportData, line: Line, colour: str, *, width: int, tokens: Sequ
     row = data.rows[line.row]
     numbers = f"{words.signed(line.removal_effect)} {data.unit}   {words.percent(line.share)} of its side"
     if line.lexical is not None:
-        numbers += f"   words #{line.lexical_rank:,}" if line.lexical_rank else "   no shared word"
-    where = [row.id, row.location or row.source, row.status if row.status != "scored" else ""]
+        numbers += f"   no. {line.lexical_rank:,} by word overlap" if line.lexical_rank else "   no shared word"
+    where = [row.id, row.location or row.source, f"label {row.label}" if row.label else "",
+             row.status if row.status != "scored" else ""]  # fmt: skip
     grid = Grid.grid(padding=(0, 1), pad_edge=False)
     grid.add_column(width=6, justify="right")
     grid.add_column(width=max(20, width - 8), overflow="fold")
@@ -129,7 +129,10 @@ def _excerpt(text: str, track: TokenScores | None) -> Text:
 
 
 def _word(text: str, start: int, stop: int) -> str:
-    """The word a token stands in: half a word says little."""
+    """The word a token stands in: half a word says little. A blank is shown by its mark."""
+    blank = text[start:stop]
+    if not blank.strip():
+        return "↵" if "\n" in blank else "␣"
     while start and stop - start < 24 and text[start].isalnum() and text[start - 1].isalnum():
         start -= 1
     while stop < len(text) and stop - start < 24 and text[stop - 1].isalnum() and text[stop].isalnum():
@@ -141,6 +144,8 @@ def _told(text: str, tokens: Sequence[TokenScores]) -> list[Text]:
     """The strongest tokens of each definition in words, for consoles without colour."""
     said = []
     for track in tokens:
+        if track.kind == "input":  # adds up to nothing: on the page, with room for an explanation
+            continue
         size = sum(abs(x) for x in track.scores) + abs(track.rest)
         order = sorted(range(len(track.spans)), key=lambda i: -abs(track.scores[i]))[:3]
         strongest = [

@@ -29,6 +29,7 @@ _SECTION_OF = {
     "version": "versions", "platform": "versions", "machine": "versions",
 }  # fmt: skip
 _LIST_MOST = 8
+SHARED_PART, SHARED_LEAST = 0.1, 20  # median row against the strongest; rows below which a median says little
 
 
 def method_name(about: Mapping[str, Any]) -> str:
@@ -124,6 +125,21 @@ def _likelihood(line: Line, asked: str) -> str:
     if drop < 1e-3:
         return ""
     return f", which makes the {asked} about {percent(drop)} less likely"
+
+
+def shared_push(ranking: Ranking, spread: Distribution | None) -> str:
+    """A caution where even the median row has a sizeable score: then most of a score is not about its own row."""
+    if spread is None or not ranking.complete or ranking.scored < SHARED_LEAST:
+        return ""
+    largest = max((abs(line.removal_effect) for line in (ranking.lines[0], ranking.lines[-1])), default=0.0)
+    if abs(spread.median) <= SHARED_PART * largest:
+        return ""
+    against = spread.median < 0
+    return (
+        f"{ranking.opponents if against else ranking.proponents:,} of {ranking.scored:,} rows push "
+        f"{'against' if against else 'for'} it, the median row with {signed(spread.median)}: most of a score here is "
+        "shared by all rows, as when a model was not trained on these rows to the end. Read the order, not the sizes."
+    )
 
 
 def concentration(ranking: Ranking, spread: Distribution | None, *, of: str = "nats") -> str:

@@ -41,7 +41,7 @@ function tiny(value) {
 
 function drawHistogram(spread) {
   return (canvas, width, height) => {
-    const left = 40, right = 8, top = 10, bottom = 40;
+    const left = 40, right = 8, top = 18, bottom = 40;
     const bins = spread.counts.length, step = (width - left - right) / bins;
     const most = Math.max(...spread.counts, 1), up = (n) => (height - top - bottom) * Math.log10(1 + n) / Math.log10(1 + most);
     const base = height - bottom;
@@ -63,7 +63,7 @@ function drawHistogram(spread) {
       at(side + 0.5, "0");
     }
     add(canvas, label(left, height - 6, "\u25bc against", "start", "tick opp-text"), label(width - right, height - 6, "for \u25b2", "end", "tick pro-text"),
-      label(left + (width - left - right) / 2, height - 6, DATA.unit + ", log scale either side"));
+      label(left + (width - left - right) / 2, height - 6, DATA.unit + ", log scale either side"), label(2, 8, "rows", "start", "tick unit"));
   };
 }
 
@@ -87,24 +87,33 @@ function drawCurve(points, options) {
     add(canvas, el("path", { d: path, class: "curve" }));
     if (points.length <= 70) for (const [x, y] of points) add(canvas, el("circle", { cx: X(x), cy: Y(y), r: 2, class: "dot" }));
     if (fit) add(canvas, rule(X(fit[0][0]), Y(fit[0][1]), X(fit[1][0]), Y(fit[1][1]), "fit"));
-    if (half) add(canvas, rule(X(half), Y(0.5), X(half), height - bottom, "dashed"), el("circle", { cx: X(half), cy: Y(0.5), r: 4, class: "point" }));
+    if (half) {
+      const share = (points.find(([x]) => x >= half) || [0, 0.5])[1];
+      add(canvas, rule(X(half), Y(share), X(half), height - bottom, "dashed"), el("circle", { cx: X(half), cy: Y(share), r: 4, class: "point" }));
+    }
     add(canvas, label((left + width - right) / 2, height - 6, xLabel), label(2, 12, yLabel, "start", "tick unit"));
   };
 }
 
-/* Signed horizontal bars: [{name, value, low, high, tip}]. */
+/* Signed horizontal bars: [{name, value, low, high, tip}]; on narrow screens every name stands above its bar. */
+const NARROW = 460;
+function barFigure(title, caption, items, format) {
+  return figure(title, caption, drawBars(items, format), (width) => items.length * (width < NARROW ? 42 : 24) + 6);
+}
+
 function drawBars(items, format) {
   return (canvas, width) => {
-    const names = Math.min(220, Math.max(70, width * 0.34)), right = 66, line = 24;
+    const above = width < NARROW ? 18 : 0, line = 24 + above;
+    const names = above ? 0 : Math.min(220, width * 0.34), right = 66;
     const low = Math.min(0, ...items.map((d) => d.low ?? d.value)), high = Math.max(0, ...items.map((d) => d.high ?? d.value));
     const X = (v) => names + 50 * (low < 0) + (width - names - right - 50 * (low < 0)) * (v - low) / (high - low || 1);
     items.forEach((d, i) => {
-      const y = i * line + 4, room = Math.floor((names - 12) / 6.6);
+      const y = i * line + 4 + above, room = Math.floor(((above ? width : names) - 12) / 6.6);
       const text = d.name.length > room ? "\u2026" + d.name.slice(-room + 1) : d.name;
-      const name = add(el("text", { x: names - 8, y: y + 13, "text-anchor": "end", class: "tick name" }), dataNodesSvg(text));
+      const name = add(el("text", { x: above ? 2 : names - 8, y: above ? y - 3 : y + 13, "text-anchor": above ? "start" : "end", class: "tick name" }), dataNodesSvg(text));
       add(name, add(el("title", { svg: true }), document.createTextNode(d.name)));
-      add(canvas, name, bar(Math.min(X(0), X(d.value)), y + 2, Math.abs(X(d.value) - X(0)), line - 10, "fill-" + (d.value >= 0 ? "pro" : "opp"), d.tip));
-      if (d.low !== undefined) add(canvas, rule(X(d.low), y + line / 2 - 3, X(d.high), y + line / 2 - 3, "whisker"));
+      add(canvas, name, bar(Math.min(X(0), X(d.value)), y + 2, Math.abs(X(d.value) - X(0)), 14, "fill-" + (d.value >= 0 ? "pro" : "opp"), d.tip));
+      if (d.low !== undefined) add(canvas, rule(X(d.low), y + 9, X(d.high), y + 9, "whisker"));
       const end = d.value >= 0 ? Math.max(X(d.value), d.high !== undefined ? X(d.high) : 0) : Math.min(X(d.value), d.low !== undefined ? X(d.low) : width);
       add(canvas, label(end + (d.value >= 0 ? 6 : -6), y + 13, format(d.value), d.value >= 0 ? "start" : "end", "tick value"));
     });

@@ -99,7 +99,7 @@ function tableHead() {
   for (const [key, sort] of Object.entries(SORTS)) {
     if (sort.hidden || (key === "lexical" && !hasWords())) continue;
     const on = VIEW.sort === key;
-    add(head, el("th", { scope: "col", class: sort.number ? "num" : key, "aria-sort": on ? (VIEW.down ? "descending" : "ascending") : "none", title: sort.help },
+    add(head, el("th", { scope: "col", class: sort.number ? "num " + key : key, "aria-sort": on ? (VIEW.down ? "descending" : "ascending") : "none", title: sort.help },
       el("button", { type: "button", class: "plain", onclick: () => { VIEW.down = on ? !VIEW.down : !sort.up; VIEW.sort = key; refill(key); } },
         key === "effect" ? `${sort.title}, ${DATA.unit}` : sort.title, el("span", { class: "sorted", "aria-hidden": "true" }, on ? (VIEW.down ? " \u2193" : " \u2191") : ""))));
   }
@@ -168,9 +168,9 @@ function lineNodes(line, largest) {
     el("td", { class: "text" }, toggle, metaLine(line)),
     el("td", { class: "num effect", "data-name": "Effect" }, el("span", { class: "value " + side.className }, el("span", { class: "arrow", "aria-hidden": "true" }, side.arrow), signed(line.effect)),
       el("svg", { class: "minibar", width: 64, height: 4, "aria-hidden": "true" }, bar(64 - width, 0, width, 4, "fill-" + side.className))),
-    el("td", { class: "num", "data-name": "Score" }, signed(line.score)),
+    el("td", { class: "num score", "data-name": "Score" }, signed(line.score)),
     el("td", { class: "num", "data-name": "Share" }, percent(line.share)),
-    el("td", { class: "num", "data-name": "Percentile" }, line.percentile.toFixed(1)),
+    el("td", { class: "num percentile", "data-name": "Percentile" }, line.percentile.toFixed(1)),
     hasWords() && el("td", { class: "num words", "data-name": "Words" }, wordsCell(line)));
   if (VIEW.compare !== "") add(node, besideCell(line));
   toggle.addEventListener("click", () => toggleLine(line.row));
@@ -199,8 +199,7 @@ function excerpt(row, most, tag) {
 
 function metaLine(line) {
   const r = DATA.rows, row = line.row, source = r.sources[r.source[row]];
-  return el("span", { class: "meta" }, said("span", "id", r.id[row]), source && said("span", "", source), r.location[row] && said("span", "place", r.location[row]),
-    r.status[row] === "scored" && el("span", {}, "scored"), badges(line));
+  return el("span", { class: "meta" }, said("span", "id", r.id[row]), source && said("span", "", source), r.location[row] && said("span", "place", r.location[row]), badges(line));
 }
 
 function badges(line, brief) {
@@ -294,7 +293,7 @@ function rowLayers(query, row) {
   if (!scores) return null;
   const items = scores.map((value, i) => ({ name: DATA.layers[i], value: value / DATA.n_train }));
   items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-  return figure("Its strongest layers", `In ${DATA.unit}; all layers add up to the effect.`, drawBars(items.slice(0, 6), signed), Math.min(6, items.length) * 24 + 6);
+  return barFigure("Its strongest layers", `In ${DATA.unit}; all layers add up to the effect.`, items.slice(0, 6), signed);
 }
 
 /* Export: the same columns as export.py, text cells disarmed for spreadsheets. */

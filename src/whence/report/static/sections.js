@@ -4,8 +4,8 @@
 function answerSection() {
   const query = DATA.queries[VIEW.q];
   const section = el("section", { id: "answer", "aria-labelledby": "asked" });
-  const place = [DATA.queries.length > 1 && `Question ${VIEW.q + 1} of ${DATA.queries.length}`, query.id, query.view, query.location].filter(Boolean).join(" \u00b7 ");
-  add(section, said("p", "eyebrow", place), el("h1", { id: "asked", class: "unseen" }, DATA.title), askedNode(query), said("p", "lead", query.answer), verdicts(query), warningsNode(query));
+  const place = [DATA.queries.length > 1 && `Question ${VIEW.q + 1} of ${DATA.queries.length}`, query.id, query.view, query.location === query.id ? "" : query.location].filter(Boolean).join(" \u00b7 ");
+  add(section, said("p", "eyebrow", DATA.summary), said("p", "eyebrow", place), el("h1", { id: "asked", class: "unseen" }, DATA.title), askedNode(query), said("p", "lead", query.answer), verdicts(query), warningsNode(query));
   const sides = el("div", { class: "sides" }, strongest(query, 1), strongest(query, -1));
   return add(section, sides);
 }
@@ -58,14 +58,14 @@ function strongest(query, sign) {
   const top = sign > 0 ? lines.slice(0, 5) : lines.slice(-5).reverse();
   const largest = Math.abs(top[0]?.score || 1);
   const node = el("div", { class: "side " + side.className }, el("div", { class: "side-head" }, el("h2", {}, el("span", { class: "arrow", "aria-hidden": "true" }, side.arrow + " "), sign > 0 ? "Strongest proponents" : "Strongest opponents"),
-    el("p", { class: "note" }, sign > 0 ? "Without these rows the answer would be less likely." : "Without these rows the answer would be more likely.")));
+    el("p", { class: "note" }, `Without these rows the answer would be ${sign > 0 ? "less" : "more"} likely. On the right: share of this side` + (hasWords() ? ", place by word overlap." : "."))));
   if (!top.length) return add(node, el("p", { class: "note" }, "There is none."));
   return add(node, el("ol", { class: "cards" }, top.map((line) => card(line, side, largest))));
 }
 
 function card(line, side, largest) {
   const r = DATA.rows, width = 100 * Math.abs(line.score) / largest;
-  const words = line.lexical === null ? "" : line.lexicalRank ? ` \u00b7 words #${count(line.lexicalRank)}` : " \u00b7 no shared word";
+  const words = line.lexical === null ? "" : line.lexicalRank ? ` \u00b7 overlap #${count(line.lexicalRank)}` : " \u00b7 no shared word";
   return el("li", { class: "card" },
     el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " " + DATA.unit)), said("span", "id", r.id[line.row]),
       said("span", "place", r.location[line.row] || r.sources[r.source[line.row]]), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
@@ -110,7 +110,7 @@ function layersSection() {
   add(section, moduleCharts(), headTable());
   const items = values.map((value, i) => ({ name: DATA.layers[i], value }));
   const shown = DATA.grid ? [...items].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, 12) : items.slice(0, 60);
-  add(section, figure(DATA.grid ? "Strongest layers" : "Layers", items.length > shown.length ? `${shown.length} of ${items.length} layers.` : "", drawBars(shown, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v))), shown.length * 24 + 6));
+  add(section, barFigure(DATA.grid ? "Strongest layers" : "Layers", items.length > shown.length ? `${shown.length} of ${items.length} layers.` : "", shown, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v))));
   return section;
 }
 
@@ -118,7 +118,7 @@ function moduleCharts() {
   const all = DATA.queries[VIEW.q].modules, side = all.some((m) => m.proponents !== null) ? "proponents" : "opponents";
   const chart = (level, title) => {
     const items = all.filter((m) => m.level === level).map((m) => ({ name: `${m.name} (${plural(m.layers, "layer")})`, value: m[side] }));
-    return items.length > 1 && figure(title, "", drawBars(items, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v))), items.length * 24 + 6);
+    return items.length > 1 && barFigure(title, "", items, (v) => (v < 0 ? "\u2212" : "") + percent(Math.abs(v)));
   };
   return el("div", { class: "two" }, chart("part", "Attention and MLP"), chart("kind", "Kinds of module"));
 }
@@ -149,7 +149,7 @@ function sourcesSection() {
     el("tbody", {}, sources.slice(0, 30).map((s) => el("tr", {}, said("th", "", s.source || "(no name)", { scope: "row" }), el("td", { class: "num" }, count(s.rows)), el("td", { class: "num" }, signed(s.total)), el("td", { class: "num" }, s.rows > 1 ? `${signed(s.low)} to ${signed(s.high)}` : "one row"), el("td", { class: "num" }, count(s.top_100))))));
   return el("section", { id: "sources", "aria-labelledby": "sources-title" }, el("h2", { id: "sources-title" }, "Which sources it comes from"),
     el("p", { class: "note" }, "Summed effect of all rows of a source, with a 95 % bootstrap interval over its rows. Sums over many rows are only first-order estimates."),
-    el("div", { class: "two" }, figure("Total effect by source", "", drawBars(items, signed), items.length * 24 + 6), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Totals by source" }, table)));
+    el("div", { class: "two" }, barFigure("Total effect by source", "", items, signed), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Totals by source" }, table)));
 }
 
 function questionsSection() {

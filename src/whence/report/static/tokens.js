@@ -124,7 +124,9 @@ function armQuestion(node, query) {
   if (!Object.keys(query.pairs).length) return null;
   const lines = new Set(Object.values(query.pairs).flatMap((p) => p.lines));
   node.querySelectorAll("[data-t]").forEach((n) => {
-    if (!lines.has(+n.dataset.t) || !n.textContent.trim()) return;  // a blank at the edge is not a button
+    const blank = !n.textContent.trim(), whole = node.querySelectorAll(`[data-t="${n.dataset.t}"]`).length === 1;
+    if (!lines.has(+n.dataset.t) || (blank && !whole)) return;  // the blank edge of a word is not a second button
+    if (blank) n.setAttribute("aria-label", "blank");
     n.setAttribute("role", "button"); n.setAttribute("tabindex", "0"); n.setAttribute("aria-pressed", "false");
     const act = () => { pickToken(VIEW.token === +n.dataset.t ? null : +n.dataset.t); refreshOpen(); };
     n.addEventListener("click", act);
