@@ -137,27 +137,41 @@ def pbrf(
     unknown = [id_ for id_ in rows if id_ not in set(train.ids)]
     if unknown or not rows:
         raise DataError(f"no training row {unknown[0]!r}" if unknown else "no rows", wanted="ids of training rows")
-    model, train_layers, query_layers = deepcopy((train.model, train.layers, query.layers))
-    train = replace(train, model=model, layers=train_layers, progress=None)
-    solver = _start(train, replace(query, model=model, layers=query_layers, progress=None), damping, settings)
+    solver = responder(train, query, damping=damping, settings=settings)
     found = []
     for id_ in rows:
-        found.append([solver.respond(id_, sign) for sign in SIGNS[settings.direction]])
+        found.append(solver.response(id_))
         if progress is not None:
             progress(1)
-    changes = [
-        np.mean([-sign * r.rise_Q for sign, r in zip(SIGNS[settings.direction], each, strict=True)], axis=0)
-        for each in found
-    ]
     return Pbrf(
         query_ids=query.ids,
         train_ids=tuple(rows),
-        change_QM=np.stack(changes, axis=1),
-        residuals=tuple(max(r.residual for r in each) for each in found),
-        steps=tuple(max(r.steps for r in each) for each in found),
+        change_QM=np.stack([each.change_Q for each in found], axis=1),
+        residuals=tuple(each.residual for each in found),
+        steps=tuple(each.steps for each in found),
         damping_per_layer=dict(solver.shift.per_layer),
         about={"damping": str(damping), "rows": len(train.ids), **vars(settings)},
     )
+
+
+@dataclass(frozen=True)
+class RowResponse:
+    """One row's response: Q changes in nats (positive = proponent), final residual, steps; see ``Pbrf``."""
+
+    change_Q: np.ndarray
+    residual: float
+    steps: int
+
+
+def responder(train: LiveGradients, query: LiveGradients, *, damping: Damping, settings: PbrfSettings) -> Responder:
+    """A copy of the model with everything that stays the same from row to row, for who wants them one by one.
+
+    Raises:
+        CurvatureError: factored damping, or products that are not finite.
+    """
+    model, train_layers, query_layers = deepcopy((train.model, train.layers, query.layers))
+    train = replace(train, model=model, layers=train_layers, progress=None)
+    return _start(train, replace(query, model=model, layers=query_layers, progress=None), damping, settings)
 
 
 @dataclass(frozen=True)
@@ -168,8 +182,8 @@ class _Response:
 
 
 @dataclass(frozen=True, eq=False)
-class _Solver:
-    """A copy of the model that can be moved, and all that stays the same from row to row."""
+class Responder:
+    """A copy of the model that can be moved, and all that stays the same from row to row (made by ``responder``)."""
 
     train: LiveGradients
     query: LiveGradients
@@ -180,7 +194,14 @@ class _Solver:
     settings: PbrfSettings
     before_Q: np.ndarray
 
-    def respond(self, row: str, sign: int) -> _Response:
+    def response(self, row: str) -> RowResponse:
+        """The row's response in the direction of the settings, or the mean of both."""
+        signs = SIGNS[self.settings.direction]
+        found = [self._moved(row, sign) for sign in signs]
+        change_Q = np.mean([-sign * each.rise_Q for sign, each in zip(signs, found, strict=True)], axis=0)
+        return RowResponse(change_Q, max(each.residual for each in found), max(each.steps for each in found))
+
+    def _moved(self, row: str, sign: int) -> _Response:
         """Move to theta(sign * share / N), and say how the queries' measurements rose."""
         proximal = Proximal(self.train.task, self.anchors, row, sign * self.settings.share)
         moving = replace(self.train, task=proximal)
@@ -202,7 +223,7 @@ class _Solver:
         return _Response(rise_Q, norms[-1] / norms[0] if norms[0] else 0.0, len(norms) - 1)
 
 
-def _start(train: LiveGradients, query: LiveGradients, damping: Damping, settings: PbrfSettings) -> _Solver:
+def _start(train: LiveGradients, query: LiveGradients, damping: Damping, settings: PbrfSettings) -> Responder:
     problem, layout = Problem(train), Layout.of(train.layers.sizes)
     like_D = example_tensor(problem)
     inverse: Apply | None = None
@@ -214,7 +235,7 @@ def _start(train: LiveGradients, query: LiveGradients, damping: Damping, setting
     shift = layer_shift(damping, means, layout, like_D)
     weights = _Weights(train.layers, layout, [m.detach().clone() for m in _parameters(train.layers)])
     before_Q = collect(query).measurements
-    return _Solver(train, query, anchors_of(train), weights, shift, inverse, settings, before_Q)
+    return Responder(train, query, anchors_of(train), weights, shift, inverse, settings, before_Q)
 
 
 # --- the weights as one vector -------------------------------------------------------------------------------------
