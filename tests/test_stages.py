@@ -101,6 +101,20 @@ def test_ids_that_both_stages_have_are_told_apart(world):
     assert scores.values.shape == (1, 6) and scores.proponents(0, 1)
 
 
+def test_tokens_of_both_stages_add_up_to_their_rows(world):
+    scores = stages(world, tokens=2)
+    told = {train_id for _, train_id in scores.token_tracks}
+    own, before = ({i for i in told if scores.train_rows[i].source.startswith(s)} for s in ("fine", "pre-"))
+    assert own and before and own | before == told
+    for (query_id, train_id), tracks in scores.token_tracks.items():
+        score = scores.row(query_id)[scores.train_ids.index(train_id)]
+        assert tracks[0].total == pytest.approx(score, rel=1e-9)
+        assert tracks[1].total == pytest.approx(score, rel=1e-5)
+        assert scores.token_pairs[query_id, train_id].sum() == pytest.approx(score, rel=1e-5)
+    given = sum(max(0.0, scores.row(0)[scores.train_ids.index(i)]) for i in told)
+    assert scores.query_tracks[scores.query_ids[0]].total == pytest.approx(given, rel=1e-9)
+
+
 def test_heads_may_differ(world):
     place = world["place"] / "classifier"
     model_folder(place, classes=2)

@@ -23,14 +23,16 @@ from whence.curvature.staged import Staged, checked_alpha, implied_alpha, shared
 from whence.errors import ModelError, OptionError
 from whence.gradients.layers import find_layers
 from whence.linalg.damping import Damping, absolute
-from whence.linalg.operators import Gradients, Operator
+from whence.linalg.operators import Blocks, Gradients, Operator
 from whence.loading.places import read_object
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.results import RowView, Scores
-from whence.scores.score import Pairwise, Queries, collect
+from whence.scores.score import Pairwise, collect
 from whence.scores.sinks import AllScores, TopK
+from whence.scores.tracks import Way
 from whence.tasks.base import Task
+from whence.tokenwise import Sides, look_closer, side_by_side
 from whence.watch import Watcher
 
 PRETRAINING, TUNING = "pre-training", "fine-tuning"
@@ -108,9 +110,11 @@ def attribute_stages(
         ask, PRETRAINING, base, rows, damping=ask.damping, probe=through_tuning(inverse.apply(probe), alpha, shared)
     )
     staged = Staged(inverse, first.operator.power(-1, ask.damping), alpha, shared)
+    direct = isinstance(staged.tuned, Blocks) and isinstance(staged.pretrained, Blocks)
+    ways = Way(staged.to_tuning_rows, direct), Way(staged.to_pretraining_rows, direct)
     parts = [
-        _scored(ask, second, asked, replace(raw, grads=staged.to_tuning_rows(raw.grads))),
-        _scored(ask, first, asked, replace(raw, grads=staged.to_pretraining_rows(raw.grads))),
+        _scored(ask, stage, asked, Sides(stage.subject, stage.rows, asked, way, raw, subject))
+        for stage, way in zip((second, first), ways, strict=True)
     ]
     seconds = {"total": time.perf_counter() - started}
     scores = _said(ask, joined(parts), seconds, alpha=alpha, shared=shared)
@@ -191,6 +195,7 @@ def joined(parts: list[Scores]) -> Scores:
         n_train=total,
         train_rows=views,
         lexical=lexical,
+        **side_by_side(parts, ({id_: id_ for id_ in second.train_ids}, rename), total),
         about={
             **second.about,
             "pretraining": first.about.get("train"),
@@ -235,12 +240,14 @@ def _fitted(ask: Ask, name: str, subject: Subject, rows: Material, *, damping: D
     return Stage(name, subject, rows, factors, ask.method.operator(factors, problem))
 
 
-def _scored(ask: Ask, stage: Stage, asked: Material, queries: Queries) -> Scores:
-    """One pass over the rows of a stage."""
+def _scored(ask: Ask, stage: Stage, asked: Material, sides: Sides) -> Scores:
+    """One pass over the rows of a stage, and a closer look at the strongest; ``sides.queries`` are raw gradients."""
+    queries = replace(sides.queries, grads=sides.inverse.apply(sides.queries.grads))
     sink = AllScores.empty(len(queries.ids), stage.rows.rows.ids)
     scoring = Pairwise(queries, sink)
     _counted(ask.watch, stage.rows, f"score {stage.name}", len(stage.rows.examples)).visit(scoring)
     found = {"losses": scoring.losses, "values": sink.values, "columns": None, "layers": tuple(queries.grads)}
+    found |= look_closer(replace(sides, queries=queries), found)
     return assemble(stage.subject, stage.rows, asked, found=found, factors=stage.factors, seconds={})
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from whence.linalg.operators import Operator
 from whence.pipeline import Material, Subject
-from whence.results import RowView, TokenTrack
+from whence.results import RowView, Scores, TokenTrack
 from whence.scores.score import Queries
-from whence.scores.tracks import WORK_NUMBERS, Look, QueryTokens, affordable, head_layers, look_into
+from whence.scores.tracks import WORK_NUMBERS, Look, QueryTokens, Way, affordable, head_layers, look_into
 from whence.tasks.placing import Placement, place_tokens
 from whence.tasks.rows import row_view
 
@@ -29,13 +29,20 @@ class Sides:
         asked: questions.
         inverse: what preconditions a query.
         queries: preconditioned queries.
+        asker: whose questions these are, where it is not the subject (rows of an earlier stage of training).
     """
 
     subject: Subject
     trained: Material
     asked: Material
-    inverse: Operator
+    inverse: Operator | Way
     queries: Queries
+    asker: Subject | None = None
+
+    @property
+    def asking(self) -> Subject:
+        """Model and task of the questions."""
+        return self.asker or self.subject
 
 
 def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +57,7 @@ def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
         tokens with places.
     """
     options, watch = sides.subject.options, sides.subject.watch
-    if options.tokens < 1 or not hasattr(sides.subject.task, "token_spans"):
+    if options.tokens < 1 or not all(hasattr(s.task, "token_spans") for s in (sides.subject, sides.asking)):
         return {}
     look, ids = _look(sides), sides.queries.ids[:QUERIES_MOST]
     _say_limits(sides, look)
@@ -65,8 +72,9 @@ def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _look(sides: Sides) -> Look:
-    same = sides.asked.source.task is sides.subject.task  # else a measurement of the method's own (TRAK's margin)
-    plain = same and sides.queries.ids == sides.asked.source.ids and not hasattr(sides.subject.task, "measure")
+    asking = sides.asking.task
+    same = sides.asked.source.task is asking  # else a measurement of the method's own (TRAK's margin)
+    plain = same and sides.queries.ids == sides.asked.source.ids and not hasattr(asking, "measure")
     config = getattr(sides.subject.loaded.model, "config", None)
     heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
     size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)
@@ -102,10 +110,10 @@ def _add(
     parts: dict[str, Any], sides: Sides, query_id: str, *, chosen: Mapping[str, float], tokens: QueryTokens
 ) -> None:
     """One question's findings, by characters and in the unit of the row's score."""
-    asked = _placed(sides, sides.asked, query_id) if tokens.pairs else None
+    asked = _placed(sides.asking, sides.asked, query_id) if tokens.pairs else None
     question = None if asked is None else np.zeros(len(asked.spans) + 1)
     for id_, score in chosen.items():
-        place = _placed(sides, sides.trained, id_)
+        place = _placed(sides.subject, sides.trained, id_)
         whole = tokens.positions[id_].sum() + tokens.rest[id_]
         turn = 1.0 if sides.subject.options.normalise == "none" or not whole else score / whole
         tracks = [_track(place, tokens.positions[id_] * turn, "position", rest=tokens.rest[id_] * turn)]
@@ -131,8 +139,46 @@ def _track(place: Placement, values: np.ndarray, kind: str, *, rest: float = 0.0
     return TokenTrack(place.spans, tuple(folded[:-1].tolist()), place.masked, kind, float(folded[-1]) + rest)
 
 
-def _placed(sides: Sides, material: Material, id_: str) -> Placement:
+def _placed(subject: Subject, material: Material, id_: str) -> Placement:
     row = next(row for row in material.rows.rows if row.id == id_)
     example = next(example for example in material.examples if example.id == id_)
     view: RowView = row_view(row)
-    return place_tokens(sides.subject.task, row, example, view)
+    return place_tokens(subject.task, row, example, view)
+
+
+def side_by_side(parts: Sequence[Scores], renamed: Sequence[Mapping[str, str]], total: int) -> dict[str, Any]:
+    """The tokens and heads of several stages of training as those of one result.
+
+    Args:
+        parts: one result per stage.
+        renamed: for each, row id -> id in the whole.
+        total: rows of all stages; scores are rescaled to it, as in ``stages.joined``.
+    """
+    tracks: dict[tuple[str, str], tuple[TokenTrack, ...]] = {}
+    pairs: dict[tuple[str, str], np.ndarray] = {}
+    asked: dict[str, TokenTrack] = {}
+    heads: dict[str, dict[str, tuple[float, ...]]] = {}
+    for part, names in zip(parts, renamed, strict=True):
+        scale = total / part.n_train
+        for (query, id_), kinds in part.token_tracks.items():
+            tracks[query, names[id_]] = tuple(_scaled(track, scale) for track in kinds)
+        pairs |= {(query, names[id_]): table * scale for (query, id_), table in part.token_pairs.items()}
+        for query, track in part.query_tracks.items():
+            asked[query] = _added(asked.get(query), _scaled(track, scale))
+        for query, layers in part.heads.items():
+            known = heads.setdefault(query, {})
+            for layer, shares in layers.items():
+                before = known.get(layer, (0.0,) * len(shares))
+                known[layer] = tuple(a + b * scale for a, b in zip(before, shares, strict=True))
+    return {"token_tracks": tracks, "query_tracks": asked, "token_pairs": pairs, "heads": heads}
+
+
+def _scaled(track: TokenTrack, scale: float) -> TokenTrack:
+    return replace(track, scores=tuple(x * scale for x in track.scores), rest=track.rest * scale)
+
+
+def _added(one: TokenTrack | None, other: TokenTrack) -> TokenTrack:
+    if one is None:
+        return other
+    scores = tuple(a + b for a, b in zip(one.scores, other.scores, strict=True))
+    return replace(other, scores=scores, rest=one.rest + other.rest)

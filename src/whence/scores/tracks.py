@@ -6,7 +6,7 @@ its sums are the position shares and the question's own shares, so that everythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,8 +14,8 @@ import numpy as np
 from whence.errors import TaskError
 from whence.gradients.source import Closed, LiveGradients
 from whence.linalg.matrix_batch import MatrixBatch
-from whence.linalg.operators import Blocks, Operator
-from whence.scores.score import Queries, prepare_queries
+from whence.linalg.operators import Blocks, Gradients, Operator
+from whence.scores.score import Queries, collect, prepare_queries
 from whence.scores.tokens import by_input, by_output, by_position, split_targets
 from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
@@ -24,6 +24,19 @@ CHUNK_NUMBERS = 100_000_000  # gradient numbers of query tokens held at once (fl
 BATCH_TOKENS = 4096
 WORK_NUMBERS = 10_000_000_000  # beyond this many, the question's tokens are left out, aloud
 Heads = Mapping[str, tuple[str, int]]  # layer -> ("rows" or "columns" belong to heads, number of heads)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a question's gradient goes through on its way to the rows of one stage: not a matrix over one set of layers.
+
+    Attributes:
+        apply: gradients of the question's layers -> of the rows' layers.
+        direct: no iterative solve on the way.
+    """
+
+    apply: Callable[[Gradients], dict[str, MatrixBatch]]
+    direct: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Look:
 
     train: LiveGradients
     asked: LiveGradients | None
-    inverse: Operator
+    inverse: Operator | Way
     queries: Queries
     heads: Heads = field(default_factory=dict)
 
@@ -93,7 +106,8 @@ def only(queries: Queries, q: int) -> Queries:
 
 def affordable(look: Look, query_id: str) -> bool:
     """May every token of the question become a query of its own? Never where each needs an iterative solve."""
-    if look.asked is None or not isinstance(look.inverse, Blocks):
+    direct = look.inverse.direct if isinstance(look.inverse, Way) else isinstance(look.inverse, Blocks)
+    if look.asked is None or not direct:
         return False
     return _followed(look) * _question(look.asked, query_id).loss_tokens <= WORK_NUMBERS
 
@@ -117,13 +131,20 @@ def _pairs(look: Look, query_id: str, ids: Sequence[str]) -> tuple[dict[str, np.
     for start in range(0, len(copies), step):
         part = copies[start : start + step]
         plan = plan_batches([e.length for e in part], token_budget=max(question.length, BATCH_TOKENS))
-        queries = prepare_queries(replace(look.asked, examples=part, plan=plan, progress=None), look.inverse)
+        queries = _prepared(replace(look.asked, examples=part, plan=plan, progress=None), look.inverse)
         found = by_position(look.train, queries, ids)
         at = [int(id_.rpartition("#")[2]) for id_ in queries.ids]
         for id_, values in found.values.items():
             tables.setdefault(id_, np.zeros((question.length, values.shape[1])))[at] = values
             rests[id_] += float(found.unplaced[id_].sum())
     return tables, rests
+
+
+def _prepared(source: LiveGradients, inverse: Operator | Way) -> Queries:
+    if not isinstance(inverse, Way):
+        return prepare_queries(source, inverse)
+    raw = collect(source)
+    return replace(raw, grads=inverse.apply(raw.grads))
 
 
 @dataclass
