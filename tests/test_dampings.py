@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from folders import animal_rows, model_folder, write_rows
-from whence import attribute, load
+from whence import attribute, dampings, load
 from whence.cli.main import run
 from whence.dampings import choose_damping, read_study
 from whence.errors import DataError, OptionError
 from whence.evaluate.bank import Given, Plan, open_bank, train_members
+from whence.evaluate.pbrf import PbrfSettings
 from whence.evaluate.trainers import FunctionTrainer
 from whence.options import SweepOptions, TraceOptions, sweep_options
 from whence.report.damping import render_damping
@@ -61,6 +62,23 @@ def test_prose_shows_the_table(place, capsys):
     said = capsys.readouterr()
     assert "rank correlation" in said.out and "not correctness" in said.out.replace("\n", " ")
     assert "next: whence trace" in said.err
+
+
+def test_proximal_retrainings_speak_for_the_damping_they_were_made_with(place, monkeypatch):
+    """In the limit of small changes the exact method at their damping is their derivative: no value may do better."""
+    monkeypatch.setattr(dampings, "ROUGH", PbrfSettings(direction="both", share=0.01, steps=3))
+    found = choose_damping(
+        str(place / "model"),
+        train=str(place / "train.jsonl"),
+        query=str(place / "query.jsonl"),
+        options=TraceOptions(method="exact", dtype="float64"),
+        tried=SweepOptions(
+            values=("relative:0.01", "1", "100"), reference="pbrf", reference_damping="relative:1", retrained=6
+        ),
+    )
+    (evidence,) = (e for e in found.evidence if e.kind == "pbrf")
+    assert evidence.values[1] == max(evidence.values) > 0.99
+    assert found.recommended.basis == "pbrf"
 
 
 def test_a_folder_of_retrained_models_is_the_same_bank(place, tmp_path):

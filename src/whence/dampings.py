@@ -18,17 +18,20 @@ from whence.curvature.fit import FitOptions, fit
 from whence.errors import DataError, OptionError, ResourceError, WhenceError
 from whence.evaluate import bank
 from whence.evaluate.damping import DAMPINGS, DampingStudy, Evidence, Sweep, parse_dampings, study, sweep
-from whence.evaluate.references import dense_reference, lds_reference
+from whence.evaluate.pbrf import PbrfSettings, pbrf
+from whence.evaluate.references import dense_reference, lds_reference, pbrf_reference
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.matrix_batch import Full, MatrixBatch
 from whence.options import SweepOptions, TraceOptions
 from whence.pipeline import Material, open_rows, open_subject
 from whence.report.damping import STUDY_FORMAT, render_damping
 from whence.scores.score import Queries, collect
+from whence.scoring import counted
 from whence.store import atomic
 from whence.watch import Silent, Watcher
 
 MOST_NUMBERS = 1 << 28  # gradient entries kept at once: 1 GB in float32
+ROUGH = PbrfSettings(steps=4, tolerance=1e-3)  # enough for a rank correlation
 MOST_BYTES = 64 << 20  # of a study file
 
 
@@ -69,7 +72,7 @@ def choose_damping(
     operator = method.operator(factors, Problem(trained.source, options.fisher, options.seed))
     swept = sweep(operator, dampings, queries=(queries.ids, queries.grads), rows=(rows.ids, rows.grads))
     watch.note("sweep", f"sweep     {len(dampings)} dampings of one fit on {len(rows.ids)} rows")
-    evidence = _evidence(swept, trained, queries=queries, rows=rows, tried=tried, watch=watch)
+    evidence = _evidence(swept, (trained, asked), queries=queries, rows=rows, tried=tried, watch=watch)
     about = {"method": options.method, "fisher": options.fisher, "fit": dict(factors.about), "model": str(model)[:200]}
     return study(swept, evidence, about)
 
@@ -102,15 +105,24 @@ def _kept_rows(trained: Material, queries: Queries, tried: SweepOptions, watch: 
 
 
 def _evidence(
-    swept: Sweep, trained: Material, *, queries: Queries, rows: Queries, tried: SweepOptions, watch: Watcher
+    swept: Sweep,
+    sides: tuple[Material, Material],
+    *,
+    queries: Queries,
+    rows: Queries,
+    tried: SweepOptions,
+    watch: Watcher,
 ) -> list[Evidence]:
     """Every truth at hand; a reference that cannot be had is said, not fatal."""
     found: list[Evidence] = []
+    trained = sides[0]
     if tried.bank is not None:
         found.append(lds_reference(swept, *read_bank(tried.bank, swept)))
     if tried.reference == "none":
         return found
     damping = parse_damping(tried.reference_damping)
+    if tried.reference == "pbrf":
+        found.append(_retrained(swept, sides, count=tried.retrained, damping=damping, watch=watch))
     try:
         dense = dense_reference(swept, trained.source, queries=queries.grads, rows=rows.grads, damping=damping)
     except WhenceError as error:
@@ -120,6 +132,27 @@ def _evidence(
         watch.note("reference", "reference none: every layer is too large for an exact matrix")
         return found
     return [*found, dense]
+
+
+def _retrained(
+    swept: Sweep, sides: tuple[Material, Material], *, count: int, damping: Damping, watch: Watcher
+) -> Evidence:
+    """Proximal Bregman responses of some rows of the sample, spread evenly over it."""
+    trained, asked = sides
+    chosen = swept.train_ids[:: max(1, len(swept.train_ids) // count)][:count]
+    with counted(watch, "pbrf", len(chosen)) as step:
+        found = pbrf(
+            trained.source,
+            asked.source.only(swept.query_ids),
+            chosen,
+            damping=damping,
+            settings=ROUGH,
+            progress=step,
+        )
+    if not found.converged:
+        watch.note("pbrf", "pbrf      some proximal retrainings did not converge; the evidence is rougher for it")
+    order = [found.query_ids.index(id_) for id_ in swept.query_ids]
+    return pbrf_reference(swept, found.over(swept.train_ids)[order])
 
 
 def read_bank(path: str, swept: Sweep) -> tuple[np.ndarray, np.ndarray]:

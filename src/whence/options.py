@@ -187,14 +187,17 @@ class SweepOptions(BaseModel):
     )
     sample: int = Field(default=256, ge=3, description="Training rows whose gradients are kept and compared.")
     questions: int = Field(default=16, ge=1, description="Most questions to use.")
-    reference: Literal["auto", "none"] = Field(
-        default="auto", description="Score against an exact Gauss-Newton matrix of the smallest layers."
+    reference: Literal["auto", "pbrf", "none"] = Field(
+        default="auto",
+        description="Score against an exact Gauss-Newton matrix of the smallest layers (auto), or also against "
+        "proximal retrainings of sampled rows (pbrf; many passes: small models).",
     )
-    reference_damping: str = Field(default="relative:0.01", description="Damping of that exact matrix.")
+    reference_damping: str = Field(default="relative:0.01", description="Damping of that reference.")
+    retrained: int = Field(default=24, ge=3, description="Rows retrained for the reference pbrf.")
     bank: str | None = Field(
         default=None,
-        description="Retrained models: a folder of `whence evaluate lds --bank`, or an .npz with kept (M x rows, booleans) "
-        "and losses (M x questions, nats).",
+        description="Retrained models: a folder of `whence evaluate lds --bank`, or an .npz with kept "
+        "(M x rows, booleans) and losses (M x questions, nats).",
     )
 
     @field_validator("values", mode="before")

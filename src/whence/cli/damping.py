@@ -36,7 +36,7 @@ def damping(
     whence damping --model ./model --data train.jsonl --query questions.jsonl -o damping.json --report damping.html
 
     The curvature is fitted once and gradients are taken once. The value found is scored against an exact matrix of the
-    smallest layers, or against retrained models if you have a bank of them.
+    smallest layers, against proximal retrainings of some rows, or against retrained models if you have a bank of them.
     """
     options = trace_options(method=method, layers=tuple(layers or ()), dtype=dtype)
     tried = sweep_options(values=values, sample=sample, reference=reference, bank=bank)
