@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ import torch
 
 from whence.errors import DataError
 from whence.evaluate.contenders import EVERYONE, Contest, contenders
+from whence.evaluate.journal import Journal
 from whence.evaluate.outcome import Outcome
+from whence.evaluate.pbrf import PbrfSettings
 from whence.evaluate.retrieval import Provenance
 from whence.evaluate.retrieval import retrieval as judge_retrieval
+from whence.evaluate.solvers import BESIDE, ceiling_of, sample_rows, sampled_responses, solver_board
+from whence.evaluate.tailpatch import StepSettings
+from whence.evaluate.tailpatch import tailpatch as step_on
+from whence.linalg.damping import parse_damping
+from whence.loading.fingerprints import tensor_digest
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.store.provenance import environment
@@ -41,10 +49,12 @@ class Terms:
     Attributes:
         contenders: who takes part (see ``whence.evaluate.contenders``); () = the verb's own choice.
         options: layers, damping, fisher, fit_rows, seed, dtype, columns ...; its method plays no part.
+        work: folder that keeps finished pieces of long work; the same call again goes on from there. None = nowhere.
     """
 
     contenders: tuple[str, ...] = ()
     options: TraceOptions = field(default_factory=TraceOptions)
+    work: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,25 @@ class Opened:
     asked: Material
     contest: Contest
     began: float
+
+    def journal(self, terms: Terms, verb: str, settings: Mapping[str, Any]) -> Journal:
+        """Where this verb keeps finished pieces; of another model, rows, questions or settings it is refused.
+
+        Raises:
+            StoreError: names the fields that differ.
+        """
+        if terms.work is None:
+            return Journal()
+        plan = {
+            "verb": verb,
+            "model": tensor_digest(self.subject.loaded.model),
+            "layers": list(self.subject.layers.names),
+            "task": self.subject.task.fingerprint(),
+            "train": self.train.rows.fingerprint,
+            "query": self.asked.rows.fingerprint,
+            **settings,
+        }
+        return Journal.open(Path(terms.work) / verb, plan)
 
     def about(self, model: Any) -> dict[str, Any]:
         """Settings, versions, machine and seconds, for the record of an outcome."""
@@ -191,3 +220,87 @@ def read_known(path: str | Path) -> dict[str, Known]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{place}:{number}: {error}", wanted="one JSON object per question", try_=form) from error
     return found
+
+
+# --- one step, one response ----------------------------------------------------------------------------------------
+
+
+def tailpatch(
+    model: Any,
+    *,
+    train: Any,
+    query: Any,
+    terms: Terms | None = None,
+    settings: StepSettings | None = None,
+    watch: Watcher | None = None,
+) -> Outcome:
+    """Does one training step on the rows put first make the answer likelier?
+
+    Args:
+        model: as ``whence.attribute``.
+        train: its training rows.
+        query: the questions.
+        terms: who takes part, and how; rows once stepped on are kept in ``terms.work``.
+        settings: optimiser, rate and number of rows.
+        watch: hears about progress.
+
+    Raises:
+        StoreError: the work folder belongs to another question.
+        WhenceError: as ``whence.attribute``.
+    """
+    terms, settings, watch = terms or Terms(), settings or StepSettings(), watch or Silent()
+    opened = open_both(model, train, query, terms=terms, watch=watch)
+    journal = opened.journal(terms, "tailpatch", {"optimiser": settings.optimiser, "rate": settings.rate})
+    rows, asked = opened.train.source, opened.asked.source
+    scores = contenders(terms.contenders or EVERYONE, rows, asked, opened.contest)
+    found = step_on(rows, asked, scores, settings=settings, journal=journal, watch=watch)
+    return replace(found, about={**found.about, **opened.about(model)})
+
+
+def pbrf(
+    model: Any,
+    *,
+    train: Any,
+    query: Any,
+    terms: Terms | None = None,
+    sample: Sample | None = None,
+    watch: Watcher | None = None,
+) -> Outcome:
+    """Does the solver predict a short proximal retraining, row by row?
+
+    Args:
+        model: as ``whence.attribute``; every row is read hundreds of times.
+        train: its training rows, all of which hold the model in place.
+        query: the questions.
+        terms: who takes part, and how; solved rows are kept in ``terms.work``.
+        sample: how many rows get a response, and how these are taken.
+        watch: hears about progress.
+
+    Raises:
+        StoreError: the work folder belongs to another question.
+        WhenceError: as ``whence.attribute``.
+    """
+    terms, sample, watch = terms or Terms(), sample or Sample(), watch or Silent()
+    opened = open_both(model, train, query, terms=terms, watch=watch)
+    rows, asked = opened.train.source, opened.asked.source
+    exact = ceiling_of(rows)
+    journal = opened.journal(terms, "pbrf", {"damping": terms.options.damping, **vars(sample.settings)})
+    names = dict.fromkeys((exact, *(terms.contenders or BESIDE)))
+    scores = contenders(tuple(names), rows, asked, opened.contest)
+    truth = sampled_responses(
+        rows,
+        asked,
+        sample_rows(rows.ids, sample.rows, seed=terms.options.seed),
+        damping=parse_damping(terms.options.damping),
+        settings=sample.settings,
+        listening=(journal, watch),
+    )
+    return solver_board(scores, truth, train_ids=rows.ids, ceiling=exact, about=opened.about(model))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which rows get a response: ``rows`` of them at random, taken as ``settings`` say."""
+
+    rows: int = 20
+    settings: PbrfSettings = field(default_factory=PbrfSettings)
