@@ -8,9 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 import whence
-from folders import animal_rows, model_folder
+from folders import animal_rows, model_folder, write_rows
 from whence.api import trace
-from whence.errors import OptionError, TaskError
+from whence.errors import DataError, OptionError, TaskError
 from whence.options import trace_request
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.measured import with_measurement
@@ -102,3 +102,23 @@ def test_the_model_answers_for_itself(model):
     assert text.startswith(PROMPT) and len(text.split()) > len(PROMPT.split())
     again = values(model, one(text.removeprefix(PROMPT)))
     np.testing.assert_allclose(found.values, again.values, rtol=1e-6)
+
+
+def test_a_file_of_prompts_is_answered_row_by_row(model, tmp_path):
+    rows = [
+        {"prompt": PROMPT},
+        {"id": "own", "prompt": "the dog ran", "response": " on the log ."},
+        {"prompt": "a bird"},
+    ]
+    path = write_rows(tmp_path / "asked.jsonl", rows)
+    found = values(model, str(path), generate=3)
+    assert found.query_ids == ("asked:1", "own", "asked:3")
+    alone = values(model, {"prompt": PROMPT}, generate=3)
+    np.testing.assert_allclose(found.values[0], alone.values[0], rtol=1e-9)  # batched with others or not
+    assert found.query_rows["own"].text == "the dog ran on the log ."
+    complete = write_rows(tmp_path / "complete.jsonl", [{"prompt": PROMPT, "completion": " the mat ."}])
+    kept = values(model, str(complete), generate=3)
+    assert kept.query_rows["complete:1"].location.endswith("complete.jsonl:1")
+    broken = write_rows(tmp_path / "broken.jsonl", [{"prompt": PROMPT}, "{nonsense"])
+    with pytest.raises(DataError, match="line 2"):
+        values(model, str(broken), generate=3)

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from whence.errors import OptionError, TaskError
+from whence.errors import DataError, OptionError, TaskError
 from whence.linalg.operators import Operator
 from whence.pipeline import Material, Subject
 from whence.results import RowView
 from whence.scores.score import Queries, collect, precondition, prepare_queries
 from whence.scores.tokens import mixed, restrict_targets
 from whence.tasks.batches import plan_batches
+from whence.tasks.formats import LIMITS, Record
 from whence.tasks.placing import place_tokens
 from whence.tasks.rows import row_view
+from whence.tasks.shapes import apply_columns
+from whence.tasks.sources import open_sources
 
 ANSWERS = frozenset({"completion", "assistant", "output"})
 TOGETHER, CONTRAST = "all questions together", "A minus B"
@@ -28,20 +31,45 @@ def answered(subject: Subject, query: Any) -> Any:
 
     Args:
         subject: model, tokenizer and ``options.generate``, the most tokens of an answer (0: questions stay).
-        query: questions as given; rows of a file are read as they are and must have their answers.
+        query: questions as given, as rows or in files.
+
+    Returns:
+        The questions, each with an answer; files in which every row has one stay files.
 
     Raises:
+        DataError: a file that cannot be read.
         TaskError: the model says nothing, or cannot generate.
     """
     most = subject.options.generate
-    rows = [query] if isinstance(query, Mapping) and isinstance(query.get("prompt"), str) else query
-    if most < 1 or not isinstance(rows, list):
+    if most < 1:
         return query
-    return [_completed(subject, row, most) for row in rows]
+    rows = [query] if isinstance(query, Mapping) and isinstance(query.get("prompt"), str) else query
+    if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
+        return [_completed(subject, row, most) for row in rows]
+    read = {s.name: list(s.records()) for s in open_sources(query, default_name="query", limits=LIMITS)}
+    if not any(_open(subject, record.fields) for records in read.values() for record in records):
+        return query
+    return {name: [_from_file(subject, name, record, most) for record in records] for name, records in read.items()}
+
+
+def _from_file(subject: Subject, name: str, record: Record, most: int) -> dict[str, Any]:
+    """A file's row with its answer, and the id that it has when the file is read as it is."""
+    if record.fields is None:
+        raise DataError(f"{name}, line {record.line}: {record.message}", wanted="questions that can all be read")
+    fields = dict(apply_columns(record.fields, subject.options.columns))
+    if "prompt" in fields and "response" in fields and "completion" not in fields:
+        fields["completion"] = fields.pop("response")
+    return _completed(subject, {"id": f"{name}:{record.line}", **fields}, most)
+
+
+def _open(subject: Subject, fields: Mapping[str, Any] | None) -> bool:
+    """Has it a prompt and no answer?"""
+    row = apply_columns(fields or {}, subject.options.columns)
+    return isinstance(row.get("prompt"), str) and not {"completion", "response"} & set(row)
 
 
 def _completed(subject: Subject, row: Any, most: int) -> Any:
-    if not isinstance(row, Mapping) or "prompt" not in row or "completion" in row or "response" in row:
+    if not _open(subject, row):
         return row
     said = continuation(subject, row["prompt"], most)
     subject.watch.note("generate", f"answer    {said!r}", prompt=row["prompt"], response=said)
