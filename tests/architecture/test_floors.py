@@ -22,6 +22,7 @@ FLOORS = {
         "stages",
         "dampings",
         "evaluating",
+        "retraining",
         "scoring",
         "checkpointed",
         "tokenwise",

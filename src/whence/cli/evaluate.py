@@ -13,7 +13,11 @@ from typing import Any
 import typer
 
 # verb -> (module of this package, one line of help)
-VERBS: Mapping[str, tuple[str, str]] = {}
+VERBS: Mapping[str, tuple[str, str]] = {
+    "lds": ("evaluate_retraining", "Summed scores against models retrained on subsets of the rows."),
+    "loo": ("evaluate_retraining", "Scores against leaving single rows out."),
+    "removal": ("evaluate_retraining", "What taking the strongest rows out does to the loss."),
+}
 
 
 def evaluate(arguments: Sequence[str]) -> typer.Typer:

@@ -1,0 +1,101 @@
+"""``whence evaluate lds --quick``: the whole of it from nothing, in a few minutes.
+
+A base model learns most of the Almanac, fine-tuning the rest: the documents that state the facts asked about, and
+others. Everything is small and made on the spot; the base is kept in the folder and used again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from whence.demo.almanac import almanac, questions
+from whence.demo.book import Almanac, Document, Question
+from whence.demo.train import Recipe as BookRecipe
+from whence.demo.train import one_thread, train_almanac_model
+from whence.evaluate.outcome import Outcome
+from whence.evaluate.trainers import Recipe
+from whence.loading.guards import quiet
+from whence.retraining import Retraining, lds
+from whence.store import atomic
+from whence.watch import Watcher
+
+DONE = "recipe.json"  # written last
+
+
+@dataclass(frozen=True)
+class Quick:
+    """Sizes.
+
+    Attributes:
+        rows: documents of the fine-tuning.
+        questions: at most this many of each kind.
+        subsets: halves of the rows.
+        base: training of the base.
+        recipe: of every fine-tuning.
+    """
+
+    rows: int = 256
+    questions: int = 16
+    subsets: int = 48
+    base: BookRecipe = field(
+        default_factory=lambda: BookRecipe(width=64, inner=160, layers=2, passes=5, weight_decay=0.1)
+    )
+    recipe: Recipe = field(default_factory=lambda: Recipe(rate=1e-3, epochs=4, batch=8))
+
+
+def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, watch: Watcher) -> Outcome:
+    """LDS on the Almanac with a model trained now.
+
+    Args:
+        place: folder that keeps the base.
+        how: bank, seeds and contenders; base and recipe are replaced.
+        quick: sizes.
+        watch: hears about progress.
+    """
+    quick = quick or Quick()
+    seed = how.terms.options.seed
+    book = almanac(seed)
+    asked, tuned, learned = divided(book, quick)
+    folder = place / "quick"
+    atomic.write_jsonl(folder / "rows.jsonl", [{"id": d.id, "text": d.text} for d in tuned])
+    lines = [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked]
+    atomic.write_jsonl(folder / "questions.jsonl", lines)
+    with one_thread():
+        base = _base(folder, replace(book, documents=tuple(learned)), replace(quick.base, seed=seed), watch)
+        how = replace(how, base=str(base), recipe=quick.recipe)
+        train, query = str(folder / "rows.jsonl"), str(folder / "questions.jsonl")
+        return lds(None, train=train, query=query, how=how, subsets=quick.subsets, watch=watch)
+
+
+def divided(book: Almanac, quick: Quick) -> tuple[list[Question], list[Document], list[Document]]:
+    """Questions; documents of the fine-tuning (those that taught the answers first, then others); of the base."""
+    asked: list[Question] = []
+    for kind in ("fact", "habit"):
+        asked += [q for q in questions(book) if q.kind == kind][: quick.questions]
+    taught = {id_ for q in asked if q.kind == "fact" for id_ in q.relevant}
+    others = [d for d in book.documents if d.id not in taught]
+    random.Random(f"quick {book.seed}").shuffle(others)
+    first = [d for d in book.documents if d.id in taught][: quick.rows]
+    tuned = {d.id for d in (*first, *others[: quick.rows - len(first)])}
+    return asked, *_parted(book.documents, tuned)
+
+
+def _parted(documents: Sequence[Document], chosen: set[str]) -> tuple[list[Document], list[Document]]:
+    return [d for d in documents if d.id in chosen], [d for d in documents if d.id not in chosen]
+
+
+def _base(folder: Path, book: Almanac, recipe: BookRecipe, watch: Watcher) -> Path:
+    place = folder / f"base-{recipe.digest(book)}"
+    if (place / DONE).is_file():
+        watch.note("base", f"base      reusing {place.name}", reused=True)
+        return place
+    trained = train_almanac_model(book, recipe, step=lambda done, total: watch.step("base", done, total))
+    with quiet():
+        trained.model.save_pretrained(place)
+        trained.tokenizer.save_pretrained(place)
+    atomic.write_json(place / DONE, {**asdict(recipe), "loss": trained.loss})
+    watch.note("base", f"base      {len(book.documents):,} documents in {trained.seconds:.0f} s", reused=False)
+    return place
