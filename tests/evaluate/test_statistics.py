@@ -11,6 +11,7 @@ from scipy.stats import linregress, spearmanr
 from whence.errors import DataError
 from whence.evaluate.statistics import (
     auroc,
+    auroc_interval,
     mean_interval,
     mrr,
     paired_interval,
@@ -122,3 +123,20 @@ def test_slope_and_calibration():
     assert found.bins[0][:2] == pytest.approx((x[lowest].mean(), y[lowest].mean()))
     with pytest.raises(DataError):
         slope_and_calibration(np.array([1.0]), np.array([1.0]))
+
+
+def test_auroc_intervals():
+    rng = np.random.default_rng(5)
+    inside = 0
+    for trial in range(60):  # normal scores, positives shifted by 1: the true area is Phi(1 / sqrt 2)
+        positive = np.arange(120) < 40
+        scores = rng.normal(size=120) + positive
+        found = auroc_interval(scores, positive, draws=200, seed=trial)
+        inside += found.low <= 0.7602 <= found.high
+    assert inside >= 52
+    same = auroc_interval(scores, positive, other=scores * 3 + 1)
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    worse = auroc_interval(scores, positive, other=rng.normal(size=120))
+    assert worse.low > 0
+    with pytest.raises(DataError):
+        auroc_interval(scores, positive, other=scores[:3])

@@ -14,6 +14,7 @@ import typer
 
 # verb -> (module of this package, one line of help)
 VERBS: Mapping[str, tuple[str, str]] = {
+    "retrieval": ("evaluate_retrieval", "Are the rows found that are known to have taught the answer?"),
     "lds": ("evaluate_retraining", "Summed scores against models retrained on subsets of the rows."),
     "loo": ("evaluate_retraining", "Scores against leaving single rows out."),
     "removal": ("evaluate_retraining", "What taking the strongest rows out does to the loss."),

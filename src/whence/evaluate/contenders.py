@@ -11,7 +11,7 @@ A name is one of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -192,7 +192,7 @@ def inverse_of(
     """
     probe = {name: grads.rows(0, PROBES) for name, grads in raw.grads.items()} if len(raw.ids) > PROBES else raw.grads
     settings = FitOptions(contest.fisher, contest.fit_rows, contest.seed, damping=damping)
-    counted = train.with_progress(_counter(contest.watch, f"fit {method.name}", len(train.ids) * len(method.stages)))
+    counted = train.with_progress(counter(contest.watch, f"fit {method.name}", len(train.ids) * len(method.stages)))
     factors = fit(counted, method, settings, probe=probe)
     problem = Problem(train, contest.fisher, contest.seed, queries)
     return method.operator(factors, problem).power(-1, damping)
@@ -220,7 +220,7 @@ def _scored(
     if "theta" in wanted:
         norms["movement"] = Movement(_blocks(inverse, method))
     visitors: list[Visitor] = [Pairwise(ready, sink), *norms.values()]
-    train.with_progress(_counter(contest.watch, f"score {method.name}", len(train.ids))).visit(Together(visitors))
+    train.with_progress(counter(contest.watch, f"score {method.name}", len(train.ids))).visit(Together(visitors))
     lengths = {name: np.array([visitor.values[id_] for id_ in train.ids]) for name, visitor in norms.items()}
     return {one.name: _normalised(sink.values, one.normalise, lengths, ready) for one in group}
 
@@ -246,7 +246,7 @@ def _blocks(inverse: Operator, method: Method) -> Blocks:
     return inverse
 
 
-def _counter(watch: Watcher, stage: str, total: int) -> Any:
+def counter(watch: Watcher, stage: str, total: int) -> Callable[[int], None]:
     """Counts examples as batches finish."""
     done = 0
 

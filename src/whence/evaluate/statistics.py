@@ -94,6 +94,24 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
+def auroc_interval(
+    scores_N: np.ndarray, positive_N: np.ndarray, *, other: np.ndarray | None = None, draws: int = 500, seed: int = 0
+) -> Interval:
+    """AUROC with a percentile bootstrap over rows; with ``other`` the difference to its AUROC on the same draws."""
+    scores, positive = np.asarray(scores_N, dtype=np.float64), np.asarray(positive_N, dtype=bool)
+    if other is not None and np.shape(other) != scores.shape:
+        raise DataError(f"scores {scores.shape} and {np.shape(other)}", wanted="two vectors of one length")
+
+    def area(rows: np.ndarray) -> float:
+        own = auroc(scores[rows], positive[rows])
+        return own if other is None else own - auroc(np.asarray(other)[rows], positive[rows])
+
+    rng = np.random.default_rng(seed)
+    found = np.array([area(rng.integers(0, len(scores), len(scores))) for _ in range(draws)])
+    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan, np.nan)
+    return Interval(area(np.arange(len(scores))), float(low), float(high))
+
+
 def share_found(scores_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share of the positives found against the share of rows inspected, highest scores first.
 
