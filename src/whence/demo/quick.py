@@ -33,6 +33,7 @@ class Quick:
         rows: documents of the fine-tuning.
         questions: at most this many of each kind.
         subsets: halves of the rows.
+        learned: documents that the base reads at most.
         base: training of the base.
         recipe: of every fine-tuning.
     """
@@ -40,6 +41,7 @@ class Quick:
     rows: int = 256
     questions: int = 16
     subsets: int = 48
+    learned: int = 10_000
     base: BookRecipe = field(
         default_factory=lambda: BookRecipe(width=64, inner=160, layers=2, passes=5, weight_decay=0.1)
     )
@@ -64,7 +66,9 @@ def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, wat
     lines = [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked]
     atomic.write_jsonl(folder / "questions.jsonl", lines)
     with one_thread():
-        base = _base(folder, replace(book, documents=tuple(learned)), replace(quick.base, seed=seed), watch)
+        base = _base(
+            folder, replace(book, documents=tuple(learned[: quick.learned])), replace(quick.base, seed=seed), watch
+        )
         how = replace(how, base=str(base), recipe=quick.recipe)
         train, query = str(folder / "rows.jsonl"), str(folder / "questions.jsonl")
         return lds(None, train=train, query=query, how=how, subsets=quick.subsets, watch=watch)

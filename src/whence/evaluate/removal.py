@@ -178,7 +178,7 @@ def removal_outcome(
     """
     found, told = effects(plan, rise_CKQR), foretold(scores, plan, rise_CKQR, in_nats)
     keys = sorted(found, key=lambda key: (key[1], -np.nan_to_num(found[key].rise.mean, nan=-np.inf)))
-    rows = tuple(_row(key, found[key], told.get(key[0]), scores, plan) for key in keys)
+    rows = tuple(_row(key, found[key], told.get(key[0]), scores=scores, plan=plan) for key in keys)
     return Outcome(
         "removal",
         f"What happens to a query's loss when its strongest rows are taken out ({plan.models} trainings)",
@@ -197,7 +197,12 @@ def removal_outcome(
 
 
 def _row(
-    key: tuple[str, int], effect: Effect, told: Foretold | None, scores: Mapping[str, np.ndarray], plan: Removals
+    key: tuple[str, int],
+    effect: Effect,
+    told: Foretold | None,
+    *,
+    scores: Mapping[str, np.ndarray],
+    plan: Removals,
 ) -> tuple[Any, ...]:
     name, count = key
     foresaw: Any = ""

@@ -1,0 +1,145 @@
+"""``whence evaluate lds | loo | removal``: tables, files, banks that are used again or refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from folders import write_rows
+from whence.dampings import choose_damping
+from whence.demo.almanac import almanac
+from whence.demo.quick import Quick, almanac_lds, divided
+from whence.demo.train import Recipe as BookRecipe
+from whence.errors import OptionError
+from whence.evaluate.trainers import Recipe
+from whence.evaluating import Terms
+from whence.options import SweepOptions, TraceOptions
+from whence.retraining import Retraining, in_nats, read_recipe
+from whence.watch import Silent
+
+QUERIES = [
+    {"id": "mat", "prompt": "where did the cat go", "completion": "the cat sat under the mat ."},
+    {"id": "log", "prompt": "who ran", "completion": "the dog ran over the log ."},
+]
+
+
+@pytest.fixture
+def words(place, tmp_path):
+    write_rows(tmp_path / "query.jsonl", QUERIES)
+    (tmp_path / "recipe.yaml").write_text("rate: 0.01\nepochs: 2\nbatch: 4\n")
+    given = ["--base", place.model, "--data", place.data, "--query", tmp_path / "query.jsonl"]
+    return [*given, "--recipe", tmp_path / "recipe.yaml"]
+
+
+def record(said) -> dict:
+    (found,) = [r for r in said.records if r["type"] == "evaluation"]
+    return found
+
+
+def test_lds_and_its_bank(whence, words, place, tmp_path) -> None:
+    lds = ["evaluate", "lds", *words, "--bank", tmp_path / "bank", "--subsets", "5", "--contenders", "ekfac,dot,random"]
+    first = whence(*lds, "--out", tmp_path / "out")
+    assert first.code == 0, first.err
+    assert "noise ceiling" not in first.err and "0 models are there already" in first.err
+    assert {"ekfac", "dot", "random"} <= set(first.out.split())
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"outcome.json", "report.html"} <= files
+    again = whence(*lds, "--json")
+    kept = json.loads((tmp_path / "out" / "outcome.json").read_text())
+    assert record(again)["values"] == kept["values"]
+    notes = [r for r in again.records if r.get("kind") == "bank"]
+    assert notes[0]["there"] == notes[0]["members"] == 10
+    (tmp_path / "recipe.yaml").write_text("rate: 0.02\nepochs: 2\nbatch: 4\n")
+    refused = whence(*lds)
+    assert refused.code == 4 and "recipe.rate: 0.01, now 0.02" in refused.err
+    study = choose_damping(
+        str(place.model),
+        train=str(place.data),
+        query=str(tmp_path / "query.jsonl"),
+        options=TraceOptions(),
+        tried=SweepOptions(bank=str(tmp_path / "bank"), values=("0.1", "1"), reference="none"),
+    )
+    assert study.evidence[0].kind == "lds" and "5 models" in study.evidence[0].sentence
+
+
+def test_loo(whence, words) -> None:
+    found = record(whence("evaluate", "loo", *words, "--rows", "4", "--seeds", "2", "--contenders", "dot", "--json"))
+    assert found["verb"] == "loo" and len(found["values"]["rows"]) == 4
+    assert any("Two seeds agree" in said for said in found["words"])
+    assert np.shape(found["values"]["change"]) == (2, 4)
+
+
+def test_removal(whence, words) -> None:
+    given = ["--remove", "2", "--seeds", "2", "--contenders", "ekfac,bm25,random", "--json"]
+    found = record(whence("evaluate", "removal", *words, *given))
+    assert found["verb"] == "removal" and {row[0] for row in found["rows"]} == {"ekfac", "bm25", "random"}
+    assert set(found["values"]["foretold"]) == {"ekfac"} and found["values"]["sizes"]["seeds"] == 2
+
+
+SCRIPT = """
+import shutil, sys
+rows, seed, out, base = sys.argv[1:]
+shutil.copytree(base, out, dirs_exist_ok=True)
+open(out + "/rows.txt", "w").write(open(rows).read())
+"""
+
+
+def test_a_command_that_leaves_a_model_folder(whence, place, tmp_path) -> None:
+    """Every 'training' gives back the base: all losses alike, and said to be."""
+    write_rows(tmp_path / "query.jsonl", QUERIES)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command = f"{sys.executable} {tmp_path}/train.py {{rows}} {{seed}} {{out}} {place.model}"
+    given = ["--model", place.model, "--data", place.data, "--query", tmp_path / "query.jsonl", "--command", command]
+    said = whence("evaluate", "lds", *given, "--subsets", "3", "--seeds", "1", "--contenders", "dot", "--json")
+    assert said.code == 0, said.err
+    assert record(said)["values"]["sizes"] == {"subsets": 3, "seeds": 1, "queries": 2, "rows": 12, "dropped": 0}
+
+
+def test_what_is_missing_is_said(whence, words, place, tmp_path) -> None:
+    for given, told in (
+        (["lds"], "--quick"),
+        (["lds", *words[2:]], "no base model and no command"),
+        (["lds", *words, "--command", "x {rows} {out}"], "a base model and a command"),
+        (["lds", *words[2:], "--command", "x {rows} {out}"], "a command without a model"),
+        (["lds", "--quick", *words], "--quick with a model"),
+        (["lds", *words, "--subsets", "many"], "subsets 'many'"),
+        (["loo", *words, "--rows", "99"], "99 rows left out of 12"),
+        (["removal", *words, "--remove", "12"], "removing 12 of 12"),
+    ):
+        said = whence("evaluate", *given)
+        assert said.code == 2 and told in said.err, said.err
+
+
+def test_recipes(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("optimiser: sgd\nrate: 0.1\nbetas: [0.9, 0.95]\n")
+    assert read_recipe(path) == Recipe("sgd", rate=0.1, betas=(0.9, 0.95)) and read_recipe(None) == Recipe()
+    for text, told in (("speed: 3\n", "speed"), ("rate: 1e-3\n", "rate: '1e-3'"), ("schedule: step\n", "schedule")):
+        path.write_text(text)
+        with pytest.raises(OptionError, match=told):
+            read_recipe(path)
+
+
+def test_whose_scores_are_in_nats() -> None:
+    names = ["ekfac", "relative:ekfac", "dot", "cosine", "bm25", "kfac@relative:1", "ekfac_cg:steps=5", "trackstar"]
+    assert in_nats(names) == ["ekfac", "kfac@relative:1", "ekfac_cg:steps=5"]
+
+
+def test_quick_on_tiny_settings(tmp_path) -> None:
+    base = BookRecipe(width=16, inner=16, layers=1, heads=2, passes=1)
+    quick = Quick(rows=12, questions=2, subsets=3, learned=40, base=base, recipe=Recipe(rate=1e-3, epochs=1, batch=4))
+    how = Retraining(bank=tmp_path / "bank", terms=Terms(("dot", "bm25", "random")))
+    found = almanac_lds(tmp_path, how=how, quick=quick, watch=Silent())
+    assert found.verb == "lds" and found.values["sizes"]["rows"] == 12 and found.values["sizes"]["queries"] == 4
+    assert almanac_lds(tmp_path, how=how, quick=quick, watch=Silent()).values["lds"] == found.values["lds"]
+
+
+def test_quick_asks_about_what_it_fine_tunes_on() -> None:
+    asked, tuned, learned = divided(almanac(0), Quick())
+    ids = {d.id for d in tuned}
+    assert len(tuned) == 256 and not ids & {d.id for d in learned} and len(learned) > 1000
+    facts = [q for q in asked if q.kind == "fact"]
+    assert len(facts) == 16 and all(q.relevant <= ids for q in facts)
