@@ -5,9 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 import whence
-from folders import animal_rows, model_folder
+from folders import animal_rows, model_folder, word_tokenizer
 from whence.errors import OptionError
 from whence.report import report_data
 from whence.results import RowView
@@ -16,6 +26,7 @@ from whence.tasks.placing import aligned, place_tokens
 from whence.tasks.rows import Row
 
 torch.set_num_threads(1)
+OUTPUTS = ("o_proj.weight", "attention.dense.weight", "attn.c_proj.weight")
 QUESTION = {"prompt": "the cat sat on", "response": " the mat ."}
 
 
@@ -66,9 +77,61 @@ def test_heads_add_up_to_their_layer(scores):
     for line in scores.proponents(0, 3):
         for name in layers:
             layers[name] += scores.layers(line.train_id)[name]
-    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "o_proj"}
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    counts = {name.rpartition(".")[2]: len(shares) for name, shares in scores.heads["query:1"].items()}
+    assert counts == {
+        "q_proj": 2,
+        "k_proj": 1,
+        "v_proj": 1,
+        "o_proj": 2,
+    }  # two query heads share one of keys and values
     for name, total in layers.items():
         assert sum(scores.heads["query:1"][name]) == pytest.approx(total, rel=1e-5)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 32}
+MODELS = {
+    "gpt2": lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=16, n_layer=1, n_head=4, n_positions=32)),
+    "gpt_neox": lambda v: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, intermediate_size=24, **SIZES)),
+    "phi3": lambda v: Phi3ForCausalLM(
+        Phi3Config(vocab_size=v, intermediate_size=24, num_key_value_heads=2, pad_token_id=3, **SIZES)
+    ),
+    "llama": lambda v: LlamaForCausalLM(
+        LlamaConfig(vocab_size=v, intermediate_size=24, num_key_value_heads=2, **SIZES)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_head_that_hands_nothing_on_has_no_score(kind):
+    """Cut off the output of head 1 (and 0 where they share keys): its queries, keys and values move nothing."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    model = MODELS[kind](len(tokenizer)).eval()
+    shared = kind in ("phi3", "llama")
+    weight = next(
+        p for n, p in model.named_parameters() if n.endswith(OUTPUTS) and n.endswith("weight") and p.ndim == 2
+    )
+    columns = weight.data.T if kind == "gpt2" else weight.data
+    columns[:, 0 if shared else 4 : 8] = 0
+    found = whence.attribute((model, tokenizer), train=animal_rows(4), query=QUESTION, tokens=2, method="identity",
+                             dtype="float64", per_layer=True)  # fmt: skip
+    heads, ups = found.heads["query:1"], [x.train_id for x in found.proponents(0, 2)]
+    dead, dead_shared = ({0, 1} if shared else {1}), ({0} if shared else {1})
+    sums: dict[str, float] = {}
+    for name, shares in heads.items():
+        layer = name.removesuffix(".q").removesuffix(".k").removesuffix(".v")
+        sums[layer] = sums.get(layer, 0.0) + sum(shares)
+        if "dense" in name or "o_proj" in name or "c_proj" in name:
+            continue
+        expected = dead_shared if len(shares) == 2 else dead
+        assert {n for n, share in enumerate(shares) if share == 0} == expected, name
+    expected = {"gpt2": 4, "gpt_neox": 2, "phi3": 4, "llama": 4}[kind]
+    assert len(heads) == expected
+    for layer, total in sums.items():
+        whole = sum(found.layers(up)[layer] for up in ups)
+        if "dense" not in layer and "c_proj" not in layer:  # their bias belongs to no head
+            assert total == pytest.approx(whole, rel=1e-5)
 
 
 def test_they_survive_the_disk_and_a_damaged_table_is_found(scores, tmp_path):

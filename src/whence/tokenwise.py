@@ -78,7 +78,10 @@ def _look(sides: Sides) -> Look:
     config = getattr(sides.subject.loaded.model, "config", None)
     heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
     size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)
-    cut = head_layers(sides.subject.layers.sizes, heads, size) if heads and size else {}
+    cut = {}
+    if heads and size:
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        cut = head_layers(sides.subject.layers.sizes, heads=heads, shared=shared, size=size)
     return Look(sides.trained.source, sides.asked.source if plain else None, sides.inverse, sides.queries, cut)
 
 

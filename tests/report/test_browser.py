@@ -203,7 +203,7 @@ def test_tokens_of_the_answer_by_tokens_of_the_row(open_report, scores):
     pairs = np.array([[0, 0, 0], [2.0, -1.0, 0.25], [0, 2.0, 0]], dtype=np.float32)
     told = scores.with_(
         query_tracks={"q-0": asked}, token_tracks={("q-0", best): (track,)}, token_pairs={("q-0", best): pairs},
-        heads={"q-0": {"model.layers.0.self_attn.q_proj": (1.0, -2.0)}},
+        heads={"q-0": {"model.layers.0.self_attn.q_proj": (1.0, -2.0), "model.layers.1.self_attn.k_proj": (3.0,)}},
     )  # fmt: skip
     opened, path = open_report(told)
     page = opened.page
@@ -223,7 +223,7 @@ def test_tokens_of_the_answer_by_tokens_of_the_row(open_report, scores):
     cells = page.locator("tr.detail details.pairs tbody td").all_inner_texts()
     assert cells == ["+2.00", "−1.00", "0", "+2.00"]
     assert page.locator("#layers table.heat").last.locator("td").all_inner_texts() == [
-        words.signed(1.0 / scores.n_train), words.signed(-2.0 / scores.n_train),
+        words.signed(1.0 / scores.n_train), words.signed(-2.0 / scores.n_train), words.signed(3.0 / scores.n_train), "",
     ]  # fmt: skip
     assert "Attention and MLP" in page.inner_text("#layers")
     opened.nothing_happened(path)

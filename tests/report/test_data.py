@@ -118,6 +118,18 @@ def test_bm25_alone_is_called_out(make):
     assert not any("Word overlap" in w for w in data.queries[0].warnings)
 
 
+def test_missing_tokens_are_explained(make):
+    scores = make(queries=1)
+    best = scores.proponents(0, 1)[0].train_id
+    track = TokenScores(((0, 8),), (1.0,))
+    rows = scores.with_(token_tracks={("q-0", best): (track,)})
+    assert "one loss for a whole row" in report_data(scores).untold
+    over = scores.with_(about={**scores.about, "checkpoints": [{"step": 1}]})
+    assert "several checkpoints" in report_data(over).untold
+    assert "of the rows only" in report_data(rows).untold
+    assert report_data(rows.with_(query_tracks={"q-0": track})).untold == ""
+
+
 def test_trust_needs_evidence(make):
     assert report_data(make()).trust.level == "not validated"
     assert "50 %" in report_data(make()).trust.sentence

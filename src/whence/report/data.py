@@ -81,6 +81,11 @@ def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
         tables=tuple(extras.tables),
         pages=tuple(extras.pages),
         unit=words.unit(scores.about),
+        untold=words.missing_tokens(
+            scores.about,
+            bool(scores.token_tracks or extras.tokens),
+            bool(scores.query_tracks or extras.query_tokens),
+        ),
     )
 
 

@@ -40,7 +40,7 @@ def head_grid(heads: Mapping[str, Sequence[float]]) -> HeadGrid | None:
         return None
     names = list(heads)
     most = max(len(shares) for shares in heads.values())
-    cells = tuple((*map(float, shares), *[0.0] * (most - len(shares))) for shares in heads.values())
+    cells = tuple((*map(float, shares), *[None] * (most - len(shares))) for shares in heads.values())
     order = sorted(range(len(heads)), key=lambda i: _natural(names[i]))
     return HeadGrid(tuple(names[i] for i in order), most, tuple(cells[i] for i in order))
 

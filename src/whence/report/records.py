@@ -199,11 +199,11 @@ class ModuleShare:
 
 @dataclass(frozen=True)
 class HeadGrid:
-    """Scores by attention head: ``cells[layer][head]``, summed over the strongest proponents."""
+    """Scores by attention head: ``cells[layer][head]``, summed over the strongest proponents; None beyond its heads."""
 
     layers: tuple[str, ...]
     heads: int
-    cells: tuple[tuple[float, ...], ...]
+    cells: tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -313,6 +313,7 @@ class ReportData:
         tables: extra tables.
         pages: where the other lines of the rankings are, when a server has them.
         unit: of the effects: nats, or the name of the scale of normalised scores.
+        untold: why token scores are missing; empty when they are not.
     """
 
     title: str
@@ -333,3 +334,4 @@ class ReportData:
     tables: tuple[Table, ...] = ()
     pages: tuple[Page, ...] = ()
     unit: str = "nats"
+    untold: str = ""

@@ -211,6 +211,26 @@ def limits(about: Mapping[str, Any], ranking_complete: bool, left_out: int) -> t
     return tuple(said)
 
 
+def missing_tokens(about: Mapping[str, Any], rows: bool, question: bool) -> str:
+    """Why there are no token scores, or not both kinds; empty when nothing is missing.
+
+    Args:
+        about: provenance.
+        rows: some row has token scores.
+        question: some question's own tokens have them.
+    """
+    if rows and not question:
+        return "Token scores are of the rows only: the question is a mixture, a measurement, or too long to take apart."
+    if rows:
+        return ""
+    if about.get("checkpoints"):
+        return (
+            "No token scores: this run adds up several checkpoints, and which rows are strongest is known only when "
+            "all of them have been seen and left. Trace the last checkpoint alone to see tokens."
+        )
+    return "No token scores: they were switched off, or this task has one loss for a whole row and none for its tokens."
+
+
 def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value] if value else []
 

@@ -23,7 +23,24 @@ from whence.tasks.batches import plan_batches
 CHUNK_NUMBERS = 100_000_000  # gradient numbers of query tokens held at once (float32: 400 MB)
 BATCH_TOKENS = 4096
 WORK_NUMBERS = 10_000_000_000  # beyond this many, the question's tokens are left out, aloud
-Heads = Mapping[str, tuple[str, int]]  # layer -> ("rows" or "columns" belong to heads, number of heads)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one side of a layer's matrix falls into attention heads.
+
+    Attributes:
+        side: ``rows`` (what a head reads: queries, keys, values) or ``columns`` (what it hands on).
+        parts: (name, heads) one after the other; a fused projection has three, others one without a name.
+        size: rows or columns of one head.
+    """
+
+    side: str
+    parts: tuple[tuple[str, int], ...]
+    size: int
+
+
+Heads = Mapping[str, Cut]  # layer -> its cut
 
 
 @dataclass(frozen=True)
@@ -157,13 +174,16 @@ class _ByHead:
     _block: dict[str, np.ndarray] = field(default_factory=dict)
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
-        if layer not in self.heads:
+        cut = self.heads.get(layer)
+        if cut is None:
             return
-        side, count = self.heads[layer]
         product_BOI = grads.full() * self.query.grads[layer].full()
-        shares = product_BOI.sum(2) if side == "rows" else product_BOI.sum(1)
-        shares = shares[:, : shares.shape[1] // count * count]  # a bias column belongs to no head
-        self._block[layer] = shares.reshape(len(shares), count, -1).sum(2).double().cpu().numpy()
+        shares = product_BOI.sum(2) if cut.side == "rows" else product_BOI.sum(1)
+        at = 0
+        for name, heads in cut.parts:  # what is left at the end, a column for the bias, belongs to no head
+            part = shares[:, at : at + heads * cut.size].reshape(len(shares), heads, cut.size).sum(2)
+            self._block[f"{layer}.{name}" if name else layer] = part.double().cpu().numpy()
+            at += heads * cut.size
 
     def close(self, closed: Closed) -> None:
         for b, id_ in enumerate(closed.ids):
@@ -180,19 +200,37 @@ def by_head(look: Look, one: Queries, ids: Sequence[str]) -> dict[str, dict[str,
     return visitor.values
 
 
-def head_layers(names: Mapping[str, tuple[int, int]], heads: int, head_size: int) -> dict[str, tuple[str, int]]:
-    """Layers whose rows (queries) or columns (attention output) fall into heads.
+def head_layers(names: Mapping[str, tuple[int, int]], *, heads: int, shared: int, size: int) -> dict[str, Cut]:
+    """Layers whose rows (queries, keys, values) or columns (attention output) fall into heads.
+
+    Known are the projections of Llama and its relatives, GPT-2's and Phi-3's fused ones (all queries, all keys, all
+    values) and GPT-NeoX's (query, key and value of one head after the other). A layer of another width has no heads.
 
     Args:
         names: layer -> (O, I), the bias counted as a column.
         heads: attention heads.
-        head_size: width of one.
+        shared: key and value heads; fewer than ``heads`` where several queries share one.
+        size: width of one.
     """
-    found: dict[str, tuple[str, int]] = {}
-    for name, (out, into) in names.items():
-        last = name.rpartition(".")[2]
-        if last == "q_proj" and out == heads * head_size:
-            found[name] = ("rows", heads)
-        if last in ("o_proj", "out_proj") and into - into % head_size == heads * head_size:
-            found[name] = ("columns", heads)
+    fused = (("q", heads), ("k", shared), ("v", shared))
+    rows = {
+        "q_proj": Cut("rows", (("", heads),), size),
+        **dict.fromkeys(("k_proj", "v_proj"), Cut("rows", (("", shared),), size)),
+        **dict.fromkeys(("c_attn", "qkv_proj"), Cut("rows", fused, size)),
+        "query_key_value": Cut("rows", (("", heads),), 3 * size),
+    }
+    out = Cut("columns", (("", heads),), size)
+    found: dict[str, Cut] = {}
+    for name, (outputs, inputs) in names.items():
+        above, _, last = name.rpartition(".")
+        cut = rows.get(last)
+        if cut is not None and outputs == _width(cut):
+            found[name] = cut
+        inside = last in ("o_proj", "out_proj") or (last in ("c_proj", "dense") and "att" in above.rpartition(".")[2])
+        if inside and inputs in (_width(out), _width(out) + 1):
+            found[name] = out
     return found
+
+
+def _width(cut: Cut) -> int:
+    return sum(heads for _, heads in cut.parts) * cut.size

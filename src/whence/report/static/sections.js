@@ -126,7 +126,7 @@ function moduleCharts() {
 function headTable() {
   const heads = DATA.queries[VIEW.q].heads;
   if (!heads) return null;
-  const cells = heads.cells.map((line) => line.map((v) => v / DATA.n_train)), most = Math.max(...cells.flat().map(Math.abs));
+  const cells = heads.cells.map((line) => line.map((v) => (v === null ? null : v / DATA.n_train))), most = Math.max(...cells.flat().map(Math.abs));
   return heatTable({ caption: `Attention heads: effect of the strongest proponents through each head, ${DATA.unit}`, corner: "layer", rows: heads.layers, columns: Array.from({ length: heads.heads }, (_, i) => "head " + i), scale: most, value: (r, c) => cells[r][c], format: signed });
 }
 
@@ -184,7 +184,7 @@ function provenanceSection() {
     code.setAttribute("dir", "ltr");
     add(section, el("div", { class: "command" }, el("pre", {}, code), el("button", { type: "button", class: "button", onclick: (e) => copy(DATA.command, e.currentTarget) }, "Copy")));
   }
-  add(section, el("div", { class: "limits" }, el("h3", {}, "Limits"), el("ul", {}, DATA.limits.map((text) => said("li", "", text)))));
+  add(section, el("div", { class: "limits" }, el("h3", {}, "Limits"), el("ul", {}, [...DATA.limits, DATA.untold].filter(Boolean).map((text) => said("li", "", text)))));
   const groups = Map.groupBy ? Map.groupBy(DATA.facts, (f) => f[0]) : DATA.facts.reduce((m, f) => m.set(f[0], [...(m.get(f[0]) || []), f]), new Map());
   const boxes = el("div", { class: "prov" });
   for (const [name, list] of groups) {
