@@ -78,14 +78,20 @@ def percent(share: float) -> str:
 
 def summarise(about: Mapping[str, Any], n_train: int, queries: int) -> str:
     """One sentence: what was computed, on which model and data."""
-    model = first(about.get("model"), ("name", "spec", "id", "path"))
-    data = first(about.get("train") or about.get("data"), ("name", "spec", "path", "paths", "source"))
+    model = _short(first(about.get("model"), ("name", "spec", "id", "path")))
+    files = first(about.get("train") or about.get("data"), ("name", "spec", "path", "paths", "source")).split(", ")
+    data = ", ".join(map(_short, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     said = f"{method_name(about)} influence of {n_train:,} training rows"
     said += f" ({data})" if data else ""
     said += f" on {queries:,} question{'s' if queries != 1 else ''}"
     said += f" to the model {model}" if model else ""
     damping = first(about.get("damping"), ("spec", "text", "value"))
     return said + (f"; damping {damping}." if damping else ".")
+
+
+def _short(place: str) -> str:
+    """The last part of a path, which is named in full under provenance; a hub id (``owner/name``) stays whole."""
+    return place.rstrip("/").rpartition("/")[2] if place.startswith(("/", ".", "~")) or place.count("/") > 1 else place
 
 
 def unit(about: Mapping[str, Any]) -> str:

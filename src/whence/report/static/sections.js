@@ -68,7 +68,7 @@ function card(line, side, largest) {
   const words = line.lexical === null ? "" : line.lexicalRank ? ` \u00b7 overlap #${count(line.lexicalRank)}` : " \u00b7 no shared word";
   return el("li", { class: "card" },
     el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " " + DATA.unit)), said("span", "id", r.id[line.row]),
-      said("span", "place", r.location[line.row] || r.sources[r.source[line.row]]), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
+      said("span", "place", (r.location[line.row] || r.sources[r.source[line.row]]).split("/").at(-1), { title: r.location[line.row] }), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
     el("svg", { class: "cardbar", viewBox: "0 0 100 3", preserveAspectRatio: "none", "aria-hidden": "true" }, bar(0, 0, width, 3, "fill-" + side.className)),
     el("button", { type: "button", class: "plain card-open", title: "Open in the list", onclick: () => goTo(line.row) }, tintedExcerpt(DATA.queries[VIEW.q], line.row, 130)));
 }

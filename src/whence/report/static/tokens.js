@@ -22,7 +22,7 @@ function tokenView(place, query, row) {
   const text = DATA.rows.text[row], parts = DATA.rows.parts[row];
   if (!kinds.length) {
     add(place, text ? richText("div", "full", text, { parts }) : el("p", { class: "note" }, "The text of this row was not kept."));
-    if (text) add(place, el("p", { class: "note" }, Object.keys(query.tokens).length ? "Token scores were computed for the strongest rows only; this is not one of them." : DATA.untold));
+    if (text) add(place, el("p", { class: "note" }, Object.keys(query.tokens).length ? "Token scores were computed for the strongest rows only; this is not one of them." : DATA.untold || "Token scores were computed for the first questions only; this is not one of them."));
     return;
   }
   const draw = () => drawTokens(place, query, row, { kinds, text, parts, draw });
