@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def write(folder: Path, name: str, *, text: str, lines: Sequence[Line], axes: tuple[str, str], record: Mapping) -> None:
+@dataclass(frozen=True)
+class Axes:
+    """What the axes of a plot are called; ``places`` names the x values where they are not numbers."""
+
+    x: str
+    y: str
+    places: Mapping[float, str] = field(default_factory=dict)
+
+
+def write(
+    folder: Path, name: str, *, text: str, lines: Sequence[Line], axes: tuple[str, str] | Axes, record: Mapping
+) -> None:
     """NAME.md, NAME.svg and NAME.json; the page ends with where its figures come from."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2, default=float) + "\n", encoding="utf-8")
@@ -109,8 +120,9 @@ class Frame:
         return HEIGHT - BOTTOM - (value - self.low) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
 
-def plot(lines: Sequence[Line], axes: tuple[str, str]) -> str:
+def plot(lines: Sequence[Line], axes: tuple[str, str] | Axes) -> str:
     """A small line plot as SVG."""
+    axes = axes if isinstance(axes, Axes) else Axes(*axes)
     values = [v for line in lines for y, e in zip(line.y, _errors(line), strict=True) for v in (y - e, y + e)]
     frame = Frame(sorted({x for line in lines for x in line.x}), min(0.0, *values), max(values) * 1.05 or 1.0)
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -119,9 +131,9 @@ def plot(lines: Sequence[Line], axes: tuple[str, str]) -> str:
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         *(_grid(frame, frame.low + (frame.high - frame.low) * n / 4) for n in range(5)),
-        *(_text(frame.x(x), HEIGHT - BOTTOM + 18, f"{x:g}") for x in frame.ticks),
-        _text(middle, HEIGHT - 10, axes[0]),
-        f'<g transform="translate(14 {(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)">{_text(0, 0, axes[1])}</g>',
+        *(_text(frame.x(x), HEIGHT - BOTTOM + 18, axes.places.get(x, f"{x:g}")) for x in frame.ticks),
+        _text(middle, HEIGHT - 10, axes.x),
+        f'<g transform="translate(14 {(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)">{_text(0, 0, axes.y)}</g>',
         *(_drawn(frame, n, line) for n, line in enumerate(lines)),
         "</svg>",
     ]
