@@ -209,8 +209,8 @@ def _section(config: Config, name: str, figures: dict[str, Any]) -> str:
     right, learned = (figures["accuracy"][k] for k in ("validation", "wrong labels"))
     return (
         f"## {name}\n\n{figures['rows']:,} rows. The model is right on {right:.0%} of the validation rows and agrees "
-        f"with {learned:.0%} of the wrong labels it was trained on. The best influence, {influence}, is ahead of the best "
-        f"control, {control}, {verdict} ({np.mean(gaps):+.3f} AUROC). It finds {tenth:.0%} in the first tenth "
+        f"with {learned:.0%} of the wrong labels it was trained on. The best influence, {influence}, is ahead of "
+        f"the best control, {control}, {verdict} ({np.mean(gaps):+.3f} AUROC). It finds {tenth:.0%} in the first tenth "
         f"(70 % {bars[0]}) and {fifth:.0%} in the first fifth (90 % {bars[1]}).\n\n" + _page.table(head, rows)
     )
 

@@ -45,7 +45,7 @@ def data(tmp_path) -> Path:
 
 
 def test_it_runs_and_says_what_it_measured(module, data, tmp_path):
-    config = module.Config(rows=60, validation=20, seeds=1, hidden=8, epochs=6, by_heart=2, words=20)
+    config = module.Config(rows=60, validation=20, seeds=1, hidden=8, epochs=40, by_heart=2, words=20)
     result = module.run(config, data)
     record = module.page(config, result, module._page.circumstances(config, 1.0), tmp_path / "docs")
     text = (tmp_path / "docs" / "mislabel.md").read_text()
