@@ -36,6 +36,8 @@ from whence.loading.fingerprints import tensor_digest
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.store.provenance import environment
+from whence.suspecting import Labels, suspect
+from whence.tasks.base import Task
 from whence.tasks.rows import row_view
 from whence.watch import Silent, Watcher
 
@@ -49,12 +51,14 @@ class Terms:
     Attributes:
         contenders: who takes part (see ``whence.evaluate.contenders``); () = the verb's own choice.
         options: layers, damping, fisher, fit_rows, seed, dtype, columns ...; its method plays no part.
+        task: for models whose task cannot be told from them, as ``whence.attribute(task=...)``.
         work: folder that keeps finished pieces of long work; the same call again goes on from there. None = nowhere.
     """
 
     contenders: tuple[str, ...] = ()
     options: TraceOptions = field(default_factory=TraceOptions)
     work: str | Path | None = None
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def open_both(model: Any, train: Any, query: Any, *, terms: Terms, watch: Watche
         WhenceError: as ``whence.attribute``.
     """
     began = time.perf_counter()
-    subject = open_subject(model, terms.options, watch)
+    subject = open_subject(model, terms.options, watch, task=terms.task)
     rows, asked = open_rows(subject, train, what="train"), open_rows(subject, query, what="query")
     return Opened(subject, rows, asked, contest_of(terms, rows, asked, watch), began)
 
@@ -304,3 +308,34 @@ class Sample:
 
     rows: int = 20
     settings: PbrfSettings = field(default_factory=PbrfSettings)
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def mislabel(
+    model: Any = None,
+    *,
+    data: Any,
+    validation: Any = None,
+    labels: Labels | None = None,
+    terms: Terms | None = None,
+    watch: Watcher | None = None,
+) -> Outcome:
+    """Are wrong labels found by influence, and better than by their loss?
+
+    Args:
+        model: a sequence classifier, as ``whence.attribute``; None = a small classifier over word counts, trained now
+            on the labels as given, planted ones included.
+        data: rows with ``text`` and ``label``.
+        validation: rows with right labels; without a model a share of ``data`` is held out for it.
+        labels: how many labels to plant wrongly, or the column with the true ones.
+        terms: who takes part (see ``whence.evaluate.mislabel``), and how.
+        watch: hears about progress.
+
+    Raises:
+        OptionError, DataError, TaskError: labels that cannot be flipped, a column that is not there, no classifier.
+    """
+    terms, watch = terms or Terms(), watch or Silent()
+    told = (terms.contenders, terms.options)
+    return suspect(model, data, validation, labels or Labels(), terms=told, watch=watch)

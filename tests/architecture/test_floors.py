@@ -22,6 +22,7 @@ FLOORS = {
         "stages",
         "dampings",
         "evaluating",
+        "suspecting",
         "retraining",
         "scoring",
         "checkpointed",

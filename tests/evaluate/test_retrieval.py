@@ -41,8 +41,9 @@ def test_it_judges_as_the_demo_does():
         assert recall == pytest.approx(wanted[kind, name].recall)
     assert [row[0] for row in found.rows] == ["habit", "habit", "fact", "fact"]
     curve = found.charts[1].curves[0]
-    at_five = curve.y[curve.x.index(5.0)]
-    assert at_five == pytest.approx(wanted["habit", curve.name].recall)
+    assert curve.y[curve.x.index(5.0)] == pytest.approx(wanted["habit", curve.name].recall)  # 5 of 5 relevant fit in 5
+    growing = [curve.y[curve.x.index(k)] for k in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
+    assert growing == sorted(growing)
 
 
 def test_the_best_comes_first_and_the_lead_is_said():

@@ -62,7 +62,7 @@ def test_it_is_the_step_written_out(world, optimiser) -> None:
             after = stepped_by_hand(train, n, 0.05, optimiser)
             wanted = loss_of(train.model, queries, q) - loss_of(after, queries, q)
             assert said["nats"][q, place] == pytest.approx(wanted.item(), rel=1e-6, abs=1e-9)
-    assert found.rows[0][1] == pytest.approx(said["nats"].mean())
+    assert found.rows[0][1] == pytest.approx(1000 * said["nats"].mean())
     before = np.array([loss_of(train.model, queries, q).item() for q in range(3)])
     points = 100 * (np.exp(-(before[:, None] - said["nats"])) - np.exp(-before)[:, None]).mean()
     assert found.rows[0][3] == pytest.approx(points, rel=1e-6)

@@ -15,6 +15,9 @@ import typer
 # verb -> (module of this package, one line of help)
 VERBS: Mapping[str, tuple[str, str]] = {
     "retrieval": ("evaluate_retrieval", "Are the rows found that are known to have taught the answer?"),
+    "tailpatch": ("evaluate_tailpatch", "Does one training step on the rows put first make the answer likelier?"),
+    "mislabel": ("evaluate_mislabel", "Are wrong labels found by influence, and better than by their loss?"),
+    "pbrf": ("evaluate_pbrf", "Does the solver predict a short proximal retraining, row by row?"),
     "lds": ("evaluate_retraining", "Summed scores against models retrained on subsets of the rows."),
     "loo": ("evaluate_retraining", "Scores against leaving single rows out."),
     "removal": ("evaluate_retraining", "What taking the strongest rows out does to the loss."),

@@ -76,7 +76,10 @@ def answer(voice: Voice, outcome: Outcome, out: str | Path | None) -> int:
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table(*(visible(name) for name in outcome.columns), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(outcome.columns):
+        numbers = all(isinstance(row[n], (int, float, type(None))) for row in outcome.rows)
+        table.add_column(visible(str(name)), justify="right" if numbers else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*(Text(visible(cell(value), one_line=True)) for value in row))
     return table

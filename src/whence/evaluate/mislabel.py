@@ -239,7 +239,7 @@ def mislabel(scores: Mapping[str, np.ndarray], rows: Labelled, *, about: Mapping
         (
             name,
             areas[name].mean,
-            f"{areas[name].low:.2f} to {areas[name].high:.2f}",
+            areas[name].span,
             *(100 * float(np.interp(p / 100, *curves[name])) for p in INSPECTED),
         )
         for name in order
@@ -248,7 +248,12 @@ def mislabel(scores: Mapping[str, np.ndarray], rows: Labelled, *, about: Mapping
     return Outcome(
         verb="mislabel",
         title="Are wrong labels found by influence, and better than by their loss?",
-        columns=("contender", "AUROC", "95 % interval", *(f"found in {p} %" for p in INSPECTED)),
+        columns=(
+            "contender",
+            "AUROC",
+            "95 % interval",
+            *(f"found in {p} %" if p == INSPECTED[0] else f"{p} %" for p in INSPECTED),
+        ),
         rows=tuple(table),
         charts=(
             Chart("Wrong labels found by rows inspected", "share inspected", "share found", found),

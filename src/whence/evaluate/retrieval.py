@@ -38,7 +38,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Judged:
-    """One contender's values per question; NaN for questions without a relevant row."""
+    """One contender's values per question; NaN for questions without a relevant row.
+
+    The curve holds shares of *all* relevant rows by depth; recall is out of what k places can hold.
+    """
 
     mrr: np.ndarray
     recall: np.ndarray
@@ -135,11 +138,12 @@ def _judged(
     values_QN = np.array(values_QN, dtype=np.float64)
     for q, columns in enumerate(hidden):
         values_QN[q, sorted(columns)] = -np.inf
+    count_Q = np.array([len(columns) or np.nan for columns in relevant])
     return Judged(
         reciprocal_ranks(values_QN, relevant),
         recall_at(values_QN, relevant, k),
         precision_at(values_QN, relevant, k),
-        np.stack([recall_at(values_QN, relevant, depth) for depth in depths]),
+        np.stack([precision_at(values_QN, relevant, depth) * depth / count_Q for depth in depths]),
     )
 
 
@@ -161,7 +165,7 @@ class _Table:
                 kind,
                 name,
                 mrr.mean,
-                f"{mrr.low:.2f} to {mrr.high:.2f}",
+                mrr.span,
                 mean_interval(recall[name]).mean,
                 mean_interval(precision[name]).mean,
             )

@@ -115,7 +115,7 @@ def solver_board(
         (
             f"{name} (ceiling)" if name == ceiling else name,
             intervals[name].mean,
-            f"{intervals[name].low:.2f} to {intervals[name].high:.2f}",
+            intervals[name].span,
             mean_interval(ranked[name]).mean,
             None if _unscaled(name) else slope_and_calibration(predicted[name], truth.change_QM).slope,
         )

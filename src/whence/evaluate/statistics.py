@@ -30,6 +30,11 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def span(self) -> str:
+        """The ends for a table cell; a dash where there is no interval."""
+        return "–" if np.isnan(self.low) else f"{self.low:.2g} to {self.high:.2g}"
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -22,7 +22,7 @@ from whence.errors import OptionError
 from whence.evaluate.comparing import bars, by_mean, lead
 from whence.evaluate.journal import Journal
 from whence.evaluate.outcome import Chart, Curve, Outcome
-from whence.evaluate.statistics import mean_interval
+from whence.evaluate.statistics import Interval, mean_interval
 from whence.gradients.source import LiveGradients
 from whence.tasks.base import move
 from whence.watch import Silent, Watcher
@@ -197,8 +197,8 @@ def _outcome(
     rows = [
         (
             name,
-            found.mean,
-            f"{found.low:+.3g} to {found.high:+.3g}",
+            1000 * found.mean,
+            Interval(found.mean, 1000 * found.low, 1000 * found.high).span,
             100 * mean_interval(likelier[name]).mean,
             100 * float(np.nanmean(nats[name] > 0)),
         )
@@ -212,7 +212,7 @@ def _outcome(
     return Outcome(
         verb="tailpatch",
         title="Does one training step on the rows put first make the answer likelier?",
-        columns=("contender", "nats per step", "95 % interval", "probability, points", "steps that help, %"),
+        columns=("contender", "millinats a step", "95 % interval", "probability, points", "steps that help, %"),
         rows=tuple(rows),
         charts=(
             bars("Change of the answer's log-probability by one step", "nats", {"mean": dict(ranked)}, order),

@@ -24,7 +24,8 @@ LONGEST = 44  # letters of a name
 CHART_STYLE = """
 .chart { font: 12px system-ui, sans-serif; } .chart text { fill: var(--soft); }
 .chart .grid { stroke: var(--line); } .chart .axis { stroke: var(--soft); }
-.chart .line { fill: none; stroke-width: 2; } .chart .band { opacity: 0.14; stroke: none; }
+.chart .line { fill: none; stroke-width: 2; } .chart .line.dashed { stroke-dasharray: 5 4; }
+ .chart .band { opacity: 0.14; stroke: none; }
 .chart .whisker { stroke: var(--ink); opacity: 0.75; } .chart .dot { stroke: none; } .chart .cloud { opacity: 0.6; }
 """
 LIGHT = ("#1769aa", "#dd7a33", "#1a7f37", "#8250df", "#b3820a", "#cf222e", "#3aa6a6", "#7a7a7a", "#a33f7d", "#5b7fb5")
@@ -82,7 +83,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.9)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -145,7 +146,11 @@ def _plane(chart: Mapping[str, Any]) -> _Drawn:
     parts = [_grid(across, up, chart)]
     for n, (curve, points) in enumerate(zip(chart["curves"], curves, strict=True)):
         kind = curve.get("drawn") or chart["kind"]
-        parts.append((_cloud if kind == "scatter" else _line)(points, across, up, f"c{n % COLOURS}"))
+        parts.append(
+            (_cloud if kind == "scatter" else _line)(
+                points, across, up, f"c{n % COLOURS}{' dashed' if n >= COLOURS else ''}"
+            )
+        )
     return _Drawn("".join(parts), HEIGHT)
 
 

@@ -59,7 +59,7 @@ def _plane(axes: Any, chart: Mapping[str, Any]) -> None:
         if (curve.get("drawn") or chart["kind"]) == "scatter":
             axes.plot(x, y, ".", color=colour, label=name, alpha=0.7)
         else:
-            axes.plot(x, y, color=colour, label=name)
+            axes.plot(x, y, "--" if n >= COLOURS else "-", color=colour, label=name)
         if curve["low"]:
             axes.fill_between(x, _floats(curve["low"]), _floats(curve["high"]), color=colour, alpha=0.15, linewidth=0)
     if chart["log_x"]:
