@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -89,6 +91,29 @@ def test_heads_add_up_to_their_layer(scores):
         assert sum(scores.heads["query:1"][name]) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_classifier_has_tokens_too(kind, tmp_path):
+    rows = [{"text": row["text"], "label": ("calm", "lively")[n % 2]} for n, row in enumerate(animal_rows(8))]
+    model: object = str(model_folder(tmp_path / "model", classes=2))
+    if kind == "bert":
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        labels = {"num_labels": 2, "label2id": {"calm": 0, "lively": 1}, "id2label": {0: "calm", 1: "lively"}}
+        tokenizer = word_tokenizer()
+        config = BertConfig(vocab_size=len(tokenizer), pad_token_id=3, max_position_embeddings=32, **sizes, **labels)
+        model = (BertForSequenceClassification(config).double(), tokenizer)
+    found = whence.attribute(model, train=rows, query=rows[:1], tokens=2, dtype="float64", layers=LAYERS[kind])
+    assert found.token_tracks and not found.query_tracks
+    for (query_id, train_id), tracks in found.token_tracks.items():
+        text, score = found.train_rows[train_id].text, found.row(query_id)[found.train_ids.index(train_id)]
+        assert [track.kind for track in tracks] == ["position", "input"]
+        assert [text[a:b] for a, b in tracks[0].spans] == text.split()
+        assert tracks[0].total == pytest.approx(score, rel=1e-9)
+        assert not any(tracks[0].masked)
+        assert (abs(tracks[0].rest) > 0) == (kind == "bert")  # its pooler and head see one vector, not tokens
+
+
+LAYERS = {"llama": (), "bert": ("*.encoder.*", "*pooler*", "classifier")}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 32}
 MODELS = {
     "gpt2": lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=16, n_layer=1, n_head=4, n_positions=32)),

@@ -74,7 +74,12 @@ def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
 def _look(sides: Sides) -> Look:
     asking = sides.asking.task
     same = sides.asked.source.task is asking  # else a measurement of the method's own (TRAK's margin)
-    plain = same and sides.queries.ids == sides.asked.source.ids and not hasattr(asking, "measure")
+    plain = (
+        same
+        and hasattr(asking, "token_losses")
+        and sides.queries.ids == sides.asked.source.ids
+        and not hasattr(asking, "measure")
+    )
     config = getattr(sides.subject.loaded.model, "config", None)
     heads, width = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
     size = getattr(config, "head_dim", None) or (width // heads if heads and width else None)
@@ -90,7 +95,7 @@ def _say_limits(sides: Sides, look: Look) -> None:
     if asked > QUERIES_MOST:
         watch.note("tokens", f"tokens    only of the first {QUERIES_MOST} of {asked} questions")
     if look.asked is None:
-        watch.note("tokens", "tokens    of the rows only: the question is a mixture or a measurement, not one loss")
+        watch.note("tokens", "tokens    of the rows only: the question is a mixture, a measurement or a label")
     elif not all(affordable(look, q) for q in sides.queries.ids[:QUERIES_MOST]):
         said = f"some question's tokens left out: over {WORK_NUMBERS:.0e} gradient numbers, or an iterative method"
         watch.note("tokens", f"tokens    {said}")
@@ -122,6 +127,7 @@ def _add(
         tracks = [_track(place, tokens.positions[id_] * turn, "position", rest=tokens.rest[id_] * turn)]
         if id_ in tokens.outputs:
             tracks.append(_track(place, tokens.outputs[id_] * turn, "output"))
+        if id_ in tokens.inputs:
             tracks.append(_track(place, tokens.inputs[id_] * turn, "input"))
         parts["token_tracks"][query_id, id_] = tuple(tracks)
         if asked is not None and question is not None:

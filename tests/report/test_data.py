@@ -123,7 +123,7 @@ def test_missing_tokens_are_explained(make):
     best = scores.proponents(0, 1)[0].train_id
     track = TokenScores(((0, 8),), (1.0,))
     rows = scores.with_(token_tracks={("q-0", best): (track,)})
-    assert "one loss for a whole row" in report_data(scores).untold
+    assert "switched off" in report_data(scores).untold
     over = scores.with_(about={**scores.about, "checkpoints": [{"step": 1}]})
     assert "several checkpoints" in report_data(over).untold
     assert "of the rows only" in report_data(rows).untold

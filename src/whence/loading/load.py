@@ -170,7 +170,7 @@ def _live(model: nn.Module, tokenizer: Any, request: _Request) -> Loaded:
     config = getattr(model, "config", None)
     task = request.task
     if task == "auto":
-        task = _task_of(config) if config is not None else "regression"
+        task = _task_of(config, type(model).__name__) if config is not None else "regression"
     check_finite(model, type(model).__name__)
     about = {
         "spec": f"live {type(model).__name__}",
@@ -180,8 +180,9 @@ def _live(model: nn.Module, tokenizer: Any, request: _Request) -> Loaded:
     return Loaded(model, tokenizer, task, about)
 
 
-def _task_of(config: Any) -> str:
-    names = " ".join(getattr(config, "architectures", None) or [])
+def _task_of(config: Any, name: str = "") -> str:
+    """By the class of the model (a live one that was never saved has no ``architectures``)."""
+    names = " ".join([name, *(getattr(config, "architectures", None) or ())])
     return "classification" if "SequenceClassification" in names else "causal_lm"
 
 

@@ -226,7 +226,7 @@ def missing_tokens(about: Mapping[str, Any], rows: bool, question: bool) -> str:
         question: some question's own tokens have them.
     """
     if rows and not question:
-        return "Token scores are of the rows only: the question is a mixture, a measurement, or too long to take apart."
+        return "Token scores are of the rows only: the question is a label, a mixture, a measurement, or too long."
     if rows:
         return ""
     if about.get("checkpoints"):
@@ -234,7 +234,7 @@ def missing_tokens(about: Mapping[str, Any], rows: bool, question: bool) -> str:
             "No token scores: this run adds up several checkpoints, and which rows are strongest is known only when "
             "all of them have been seen and left. Trace the last checkpoint alone to see tokens."
         )
-    return "No token scores: they were switched off, or this task has one loss for a whole row and none for its tokens."
+    return "No token scores: they were switched off, or the rows of this task have no tokens with a place in a text."
 
 
 def _sequence(value: Any) -> Sequence[Any]:

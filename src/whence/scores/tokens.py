@@ -190,7 +190,8 @@ def _input_derivatives(
     """B x T derivatives, in δ at 0, of the loss's slope along the direction, embeddings being multiplied by 1 + δ."""
     first = next(iter(direction.values()))
     epsilon = torch.zeros((), dtype=first.dtype, device=batch.labels.device, requires_grad=True)
-    delta_BT = torch.zeros(batch.labels.shape, dtype=first.dtype, device=batch.labels.device, requires_grad=True)
+    shape = batch.labels.shape if batch.mask is None else batch.mask.shape
+    delta_BT = torch.zeros(shape, dtype=first.dtype, device=batch.labels.device, requires_grad=True)
 
     def scale(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * (1 + delta_BT).to(output.dtype)[..., None]

@@ -16,7 +16,7 @@ from whence.gradients.source import Closed, LiveGradients
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks, Gradients, Operator
 from whence.scores.score import Queries, collect, prepare_queries
-from whence.scores.tokens import by_input, by_output, by_position, split_targets
+from whence.scores.tokens import TokenScores, by_input, by_output, by_position, split_targets
 from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
 
@@ -81,7 +81,7 @@ class QueryTokens:
 
     Attributes:
         positions: row id -> T shares by position.
-        outputs: row id -> T shares by target token; empty when the model cannot be differentiated twice.
+        outputs: row id -> T shares by target token; empty for a label, or a model that has no second derivatives.
         inputs: row id -> T answers of the score to each token as input, which do not add up to it.
         pairs: row id -> T_query x T table, whose sum over query tokens is ``positions``; empty when left out.
         rest: row id -> the part of the score that belongs to no position.
@@ -99,11 +99,7 @@ class QueryTokens:
 def look_into(look: Look, query_id: str, ids: Sequence[str]) -> QueryTokens:
     """Token shares of some rows for one query."""
     one = only(look.queries, look.queries.ids.index(query_id))
-    try:
-        outputs = {id_: values[0] for id_, values in by_output(look.train, one, ids).values.items()}
-        inputs = {id_: values[0] for id_, values in by_input(look.train, one, ids).values.items()}
-    except (TaskError, RuntimeError):  # a loss of one piece, or a kernel without second derivatives
-        outputs = inputs = {}
+    outputs, inputs = (_first(measure, look.train, one, ids=ids) for measure in (by_output, by_input))
     heads = by_head(look, one, ids)
     if look.asked is not None and affordable(look, query_id):
         pairs, rests = _pairs(look, query_id, ids)
@@ -113,6 +109,16 @@ def look_into(look: Look, query_id: str, ids: Sequence[str]) -> QueryTokens:
     rest = {id_: float(values[0]) for id_, values in found.unplaced.items()}
     positions = {id_: v[0] for id_, v in found.values.items()}
     return QueryTokens(positions, outputs, inputs, pairs={}, rest=rest, heads=heads)
+
+
+def _first(
+    measure: Callable[..., TokenScores], train: LiveGradients, one: Queries, *, ids: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Row id -> T numbers for the one query; empty for a loss of one piece, or a kernel without second derivatives."""
+    try:
+        return {id_: values[0] for id_, values in measure(train, one, ids).values.items()}
+    except (TaskError, RuntimeError):
+        return {}
 
 
 def only(queries: Queries, q: int) -> Queries:

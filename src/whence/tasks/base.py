@@ -82,6 +82,17 @@ class RowProblem(Exception):  # noqa: N818 - a verdict on a row, not a failure
         super().__init__(f"{code}: {message}")
 
 
+@dataclass(frozen=True)
+class TokenSpans:
+    """Where each token of a row stands in its text: ``spans[t]`` are characters ``text[start:end]``, (0, 0) for none.
+
+    The tokens of one character that takes several tokens share its span.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
 @runtime_checkable
 class Task(Protocol):
     """What an example is and what it costs. Implementations are frozen dataclasses; computing happens in verbs."""

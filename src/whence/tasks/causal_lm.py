@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from whence.errors import OptionError, TaskError
-from whence.tasks.base import Batch, Example, RowProblem
+from whence.tasks.base import Batch, Example, RowProblem, TokenSpans
 from whence.tasks.records import Row
 from whence.tasks.rendering import (
     Rendered,
@@ -34,17 +34,6 @@ from whence.tasks.token_loss import token_loss
 from whence.tasks.tokenising import Tokens, common_prefix, tokenise
 
 IGNORE = -100
-
-
-@dataclass(frozen=True)
-class TokenSpans:
-    """Where each token of a row stands in its text: ``spans[t]`` are characters ``text[start:end]``, (0, 0) for none.
-
-    The tokens of one character that takes several tokens share its span.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem
+from whence.tasks.base import Batch, Example, RowProblem, TokenSpans
 from whence.tasks.records import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields
@@ -78,6 +78,21 @@ class SequenceClassification:
             raise RowProblem("tokenizer_error", f"{type(error).__name__}: {str(error)[:200]}") from error
         names = [n for n in ("input_ids", "token_type_ids") if n in output]
         return {n: np.asarray(output[n], dtype=np.int64) for n in names}
+
+    def token_spans(self, row: Row) -> TokenSpans:
+        """The row's text and the characters of each token of ``encode(row)``; special tokens have none.
+
+        Raises:
+            RowProblem: the row cannot be encoded.
+            TaskError: the tokenizer knows no offsets, or there are two texts.
+        """
+        if row.fields.get("text_pair") or not getattr(self.tokenizer, "is_fast", False):
+            raise TaskError(f"{row.id}: no text positions for its tokens", wanted="one text and a fast tokenizer")
+        length, text = self.encode(row).length, str(row.fields["text"])
+        output = self.tokenizer(
+            text, truncation=self.limit is not None, max_length=self.limit, verbose=False, return_offsets_mapping=True
+        )
+        return TokenSpans(text, tuple((int(a), int(b)) for a, b in output["offset_mapping"][:length]))
 
     def _class_of(self, label: Any) -> int:
         """The model's class of a label given by name, by number, or by number as text."""

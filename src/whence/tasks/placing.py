@@ -49,8 +49,10 @@ def place_tokens(task: object, row: Row, example: Example, view: RowView) -> Pla
         example: as encoded.
         view: as shown.
     """
-    carries = example.labels != IGNORE
-    carries[0] = False  # nothing predicts the first token
+    carries = np.ones(example.length, dtype=bool)  # a label of the whole text: every token has a part in its loss
+    if example.labels.ndim:
+        carries = example.labels != IGNORE
+        carries[0] = False  # nothing predicts the first token
     try:
         seen = task.token_spans(row)  # type: ignore[attr-defined]
     except (TaskError, RowProblem):
