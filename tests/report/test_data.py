@@ -118,6 +118,14 @@ def test_bm25_alone_is_called_out(make):
     assert not any("Word overlap" in w for w in data.queries[0].warnings)
 
 
+def test_the_first_sentence_names_model_and_data_shortly(make):
+    names = {"train": {"name": ", ".join(f"/long/way/{n}.jsonl" for n in "abcde")}, "model": {"name": "./runs/7/model"}}
+    said = report_data(make(about={**make().about, **names})).summary
+    assert "(a.jsonl, b.jsonl, c.jsonl and 2 more)" in said and "the model 7/model;" in said
+    hub = report_data(make(about={**make().about, "model": {"name": "owner/name"}})).summary
+    assert "the model owner/name;" in hub
+
+
 def test_missing_tokens_are_explained(make):
     scores = make(queries=1)
     best = scores.proponents(0, 1)[0].train_id

@@ -78,7 +78,7 @@ def percent(share: float) -> str:
 
 def summarise(about: Mapping[str, Any], n_train: int, queries: int) -> str:
     """One sentence: what was computed, on which model and data."""
-    model = _short(first(about.get("model"), ("name", "spec", "id", "path")))
+    model = _short(first(about.get("model"), ("name", "spec", "id", "path")), parts=2)
     files = first(about.get("train") or about.get("data"), ("name", "spec", "path", "paths", "source")).split(", ")
     data = ", ".join(map(_short, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     said = f"{method_name(about)} influence of {n_train:,} training rows"
@@ -89,9 +89,10 @@ def summarise(about: Mapping[str, Any], n_train: int, queries: int) -> str:
     return said + (f"; damping {damping}." if damping else ".")
 
 
-def _short(place: str) -> str:
-    """The last part of a path, which is named in full under provenance; a hub id (``owner/name``) stays whole."""
-    return place.rstrip("/").rpartition("/")[2] if place.startswith(("/", ".", "~")) or place.count("/") > 1 else place
+def _short(place: str, parts: int = 1) -> str:
+    """The last parts of a path, which is named in full under provenance; a hub id (``owner/name``) stays whole."""
+    local = place.startswith(("/", ".", "~")) or place.count("/") > 1
+    return "/".join(place.strip("/").split("/")[-parts:]) if local else place
 
 
 def unit(about: Mapping[str, Any]) -> str:
