@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from whence.errors import DataError
-from whence.evaluate.contenders import EVERYONE, Contest, contenders
+from whence.evaluate.contenders import EVERYONE, Contest, check_shuffled, contenders, parse_contender
 from whence.evaluate.journal import Journal
 from whence.evaluate.outcome import Outcome
 from whence.evaluate.pbrf import PbrfSettings
@@ -113,12 +113,23 @@ class Opened:
         }
 
 
+def check_terms(terms: Terms) -> None:
+    """Refuse contenders and dampings that do not exist before anything is loaded or trained.
+
+    Raises:
+        OptionError: names them.
+    """
+    check_shuffled([parse_contender(name) for name in terms.contenders])
+    parse_damping(terms.options.damping)
+
+
 def open_both(model: Any, train: Any, query: Any, *, terms: Terms, watch: Watcher) -> Opened:
     """Open model, rows and questions.
 
     Raises:
         WhenceError: as ``whence.attribute``.
     """
+    check_terms(terms)
     began = time.perf_counter()
     subject = open_subject(model, terms.options, watch, task=terms.task)
     rows, asked = open_rows(subject, train, what="train"), open_rows(subject, query, what="query")

@@ -18,11 +18,12 @@ import torch
 from whence.errors import DataError, OptionError, TaskError
 from whence.evaluate.bag import BagSettings, WordTokenizer, accuracy, train_bag
 from whence.evaluate.contenders import Contest
-from whence.evaluate.mislabel import SUSPECTS, Labelled, plant_flips, suspicion
+from whence.evaluate.mislabel import SUSPECTS, Labelled, plant_flips, suspect_parts, suspicion
 from whence.evaluate.mislabel import mislabel as judge
 from whence.evaluate.outcome import Outcome
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
+from whence.linalg.damping import parse_damping
 from whence.options import TraceOptions
 from whence.pipeline import open_rows, open_subject, spec_name
 from whence.store.provenance import environment
@@ -67,6 +68,9 @@ def suspect(
 ) -> Outcome:
     """See ``whence.evaluating.mislabel``."""
     names, options = terms
+    for name in names:
+        suspect_parts(name)
+    parse_damping(options.damping)
     began = time.perf_counter()
     opened = _finished(model, data, validation, labels, options=options, watch=watch) if model is not None else (
         _trained(data, validation, labels, options=options, watch=watch)

@@ -101,7 +101,7 @@ def test_finished_rows_are_not_stepped_on_again(world, tmp_path: Path, monkeypat
     first = tailpatch(train, queries, scores, settings=settings, journal=Journal.open(tmp_path, {"seed": 0}))
     calls = []
     real = module._stepped
-    monkeypatch.setattr(module, "_stepped", lambda *given: calls.append(given[1].id) or real(*given))
+    monkeypatch.setattr(module, "_stepped", lambda *given, **how: calls.append(given[1].id) or real(*given, **how))
     again = tailpatch(train, queries, scores, settings=settings, journal=Journal.open(tmp_path, {"seed": 0}))
     assert calls == [] and again.rows == first.rows
     more = {**scores, "y": np.random.default_rng(9).normal(size=(3, 6))}

@@ -11,7 +11,7 @@ from whence.demo.train import one_thread
 from whence.demo.world import World, prepare
 from whence.evaluate.bag import BagSettings, WordTokenizer, train_bag
 from whence.evaluate.outcome import Outcome
-from whence.evaluating import Known, Sample, StepSettings, Terms, pbrf, retrieval, tailpatch
+from whence.evaluating import Known, Sample, StepSettings, Terms, check_terms, pbrf, retrieval, tailpatch
 from whence.tasks.classification import SequenceClassification
 from whence.tasks.records import Row
 from whence.watch import Watcher
@@ -32,6 +32,7 @@ def known(world: World) -> dict[str, Known]:
 
 def almanac_retrieval(place: Path, *, terms: Terms, watch: Watcher) -> Outcome:
     """``retrieval`` on the Almanac and the model of ``whence demo``, trained now if it is not in this folder."""
+    check_terms(terms)
     world = prepare(place, seed=terms.options.seed, watch=watch)
     with one_thread():
         return retrieval(
@@ -41,6 +42,7 @@ def almanac_retrieval(place: Path, *, terms: Terms, watch: Watcher) -> Outcome:
 
 def almanac_tailpatch(place: Path, *, terms: Terms, settings: StepSettings, watch: Watcher) -> Outcome:
     """``tailpatch`` on the Almanac and the model of ``whence demo``."""
+    check_terms(terms)
     world = prepare(place, seed=terms.options.seed, watch=watch)
     with one_thread():
         return tailpatch(
@@ -53,6 +55,7 @@ def almanac_pbrf(*, terms: Terms, sample: Sample, watch: Watcher) -> Outcome:
 
     The language model of ``whence demo`` would take minutes per row; here the exact matrix can be formed.
     """
+    check_terms(terms)
     rows = labelled(terms.options.seed)
     asked, rows = rows[:QUESTIONS], rows[QUESTIONS : QUESTIONS + ROWS]
     tokenizer = WordTokenizer.of([row["text"] for row in rows], most=WORDS)

@@ -98,7 +98,7 @@ def suspicion(names: Sequence[str], rows: Labelled, contest: Contest) -> dict[st
     Raises:
         OptionError: an unknown name, or a method without per-layer inverse for ``self:``.
     """
-    checked = [_parts(name) for name in dict.fromkeys(names)]
+    checked = [suspect_parts(name) for name in dict.fromkeys(names)]
     found: dict[str, np.ndarray] = {}
     inverses: dict[tuple[str, Damping], Operator] = {}
     raw = _mean_question(rows.validation) if rows.validation is not None else None
@@ -109,15 +109,15 @@ def suspicion(names: Sequence[str], rows: Labelled, contest: Contest) -> dict[st
             assert rows.validation is not None
             found[name] = _disagreement(similar[of], _labels(rows.validation), _labels(rows.train))
         elif kind == "self" or (kind == "validation" and raw is not None):
-            spec, inverse = _inverse(of, inverses, rows.train, raw, contest)
+            spec, inverse = _inverse(of, inverses, train=rows.train, raw=raw, contest=contest)
             found[name] = _influence(kind, inverse, rows.train, raw, watched=(spec, contest.watch))
         elif not kind:
             found |= _control(of, rows.train, contest)
     return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """(kind, of whom); the kind is empty for controls.
+def suspect_parts(name: str) -> tuple[str, str]:
+    """A contender of this verb as (kind, of whom); the kind is empty for controls.
 
     Raises:
         OptionError: no such contender.
@@ -148,6 +148,7 @@ def _mean_question(validation: LiveGradients) -> Queries:
 def _inverse(
     of: str,
     kept: dict[tuple[str, Damping], Operator],
+    *,
     train: LiveGradients,
     raw: Queries | None,
     contest: Contest,

@@ -75,7 +75,7 @@ def retrieval(
     if not any(relevant):
         raise DataError("no question has a relevant row", wanted="at least one")
     depths = [depth for depth in KS if depth <= len(train_ids)]
-    judged = {name: _judged(values, relevant, hidden, k, depths) for name, values in scores.items()}
+    judged = {name: _judged(values, relevant, hidden, k=k, depths=depths) for name, values in scores.items()}
     kinds = known.kinds or (ALL,) * len(query_ids)
     names = list(dict.fromkeys(kinds))
     tables = {kind: _Table(judged, np.array([own == kind for own in kinds]), k) for kind in names}
@@ -131,6 +131,7 @@ def _judged(
     values_QN: np.ndarray,
     relevant: Sequence[frozenset[int]],
     hidden: Sequence[frozenset[int]],
+    *,
     k: int,
     depths: Sequence[int],
 ) -> Judged:

@@ -126,7 +126,9 @@ def solver_board(
         title="Does the solver predict a short proximal retraining, row by row?",
         columns=("contender", "Pearson", "95 % interval", "Spearman", "slope"),
         rows=tuple(rows),
-        charts=_charts(order, intervals, {n: mean_interval(v) for n, v in ranked.items()}, predicted, truth),
+        charts=_charts(
+            order, intervals, {n: mean_interval(v) for n, v in ranked.items()}, predicted=predicted, truth=truth
+        ),
         values={
             "query_ids": list(truth.query_ids),
             "train_ids": list(truth.train_ids),
@@ -149,6 +151,7 @@ def _charts(
     order: Sequence[str],
     linear: Mapping[str, Interval],
     ranked: Mapping[str, Interval],
+    *,
     predicted: Mapping[str, np.ndarray],
     truth: Pbrf,
 ) -> tuple[Chart, ...]:

@@ -86,7 +86,9 @@ def tailpatch(
         ])
         for name, chosen in first.items()
     }  # fmt: skip
-    return _outcome(nats, first, np.array([before[id_] for id_ in queries.ids]), train, queries, settings)
+    return _outcome(
+        nats, first, np.array([before[id_] for id_ in queries.ids]), train=train, queries=queries, settings=settings
+    )
 
 
 def first_rows(scores_QN: np.ndarray, k: int, *, seed: int = 0) -> np.ndarray:
@@ -136,7 +138,7 @@ def step_changes(
         kept = journal[row]["change"] if row in journal else {}
         missing = [id_ for id_ in asked if id_ not in kept]
         if missing:
-            with _stepped(train, example[row], moving, start, settings):
+            with _stepped(train, example[row], moving=moving, start=start, settings=settings):
                 after = queries.only(missing).losses()
             journal.put(row, {"change": {**kept, **{id_: before[id_] - after[id_] for id_ in missing}}})
         kept = journal[row]["change"]
@@ -163,6 +165,7 @@ def _moving(train: LiveGradients) -> list[torch.nn.Parameter]:
 def _stepped(
     train: LiveGradients,
     example: Any,
+    *,
     moving: Sequence[torch.nn.Parameter],
     start: Sequence[Tensor],
     settings: StepSettings,
@@ -187,6 +190,7 @@ def _outcome(
     nats: Mapping[str, np.ndarray],
     first: Mapping[str, np.ndarray],
     before_Q: np.ndarray,
+    *,
     train: LiveGradients,
     queries: LiveGradients,
     settings: StepSettings,
