@@ -4,7 +4,7 @@ Writes a Hugging Face folder `model/`, the rows it was trained on (`train.jsonl`
 `queries.jsonl` (held-out paragraphs, cut to a prompt and its continuation).
 
 Run: python -m benchmarks.train_wikitext --data ../shared/data --out benchmarks/.work/wikitext
-Then: whence trace benchmarks/.work/wikitext/model ... (the script prints the line)
+Then: whence trace --model benchmarks/.work/wikitext/model ... (the script prints the line)
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def make(data: Path, job: Job) -> None:
     write_rows(job.out / "train.jsonl", [{"id": f"wiki-{i:05}", "text": t} for i, t in enumerate(chosen)])
     write_rows(job.out / "queries.jsonl", [{"id": f"held-out-{i:02}"} | split_words(t) for i, t in enumerate(held_out)])
     print(f"{len(chosen)} rows, last epoch {loss:.3f} nats per token")
-    print(f"try: whence trace {job.out}/model --train {job.out}/train.jsonl --query {job.out}/queries.jsonl")
+    print(f"try: whence trace --model {job.out}/model --data {job.out}/train.jsonl --query {job.out}/queries.jsonl")
 
 
 def main() -> int:
