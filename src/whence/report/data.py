@@ -83,8 +83,8 @@ def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
         unit=words.unit(scores.about),
         untold=words.missing_tokens(
             scores.about,
-            bool(scores.token_tracks or extras.tokens),
-            bool(scores.query_tracks or extras.query_tokens),
+            len(scores.token_tracks) + len(extras.tokens),
+            len(scores.query_tracks) + len(extras.query_tokens),
         ),
     )
 

@@ -218,15 +218,15 @@ def limits(about: Mapping[str, Any], ranking_complete: bool, left_out: int) -> t
     return tuple(said)
 
 
-def missing_tokens(about: Mapping[str, Any], rows: bool, question: bool) -> str:
+def missing_tokens(about: Mapping[str, Any], rows: int, questions: int) -> str:
     """Why there are no token scores, or not both kinds; empty when nothing is missing.
 
     Args:
         about: provenance.
-        rows: some row has token scores.
-        question: some question's own tokens have them.
+        rows: how many have token scores.
+        questions: how many have them for their own tokens.
     """
-    if rows and not question:
+    if rows and not questions:
         return "Token scores are of the rows only: the question is a label, a mixture, a measurement, or too long."
     if rows:
         return ""
