@@ -73,7 +73,7 @@ class Config:
     seeds: int = 2
     epochs: float = 3.0
     batch: int = 16
-    rate: float = 1e-3
+    rate: float = 3e-4
     decay: float = 0.01
     damping: str = "relative:0.1"
     at_once: int = 8
