@@ -1,4 +1,4 @@
-"""Train a small Llama on WikiText-2 in two to three minutes, to have a model that `whence trace` can be tried on.
+"""Train a small Llama on WikiText-2 in about five CPU minutes, to have a model that `whence trace` can be tried on.
 
 Writes a Hugging Face folder `model/`, the rows it was trained on (`train.jsonl`: `id`, `text`, one paragraph each) and
 `queries.jsonl` (held-out paragraphs, cut to a prompt and its continuation).
