@@ -110,7 +110,7 @@ def recall(exact_QN: np.ndarray, filter_QN: np.ndarray, *, top: int, kept: int) 
 
 
 def measured(config: Config, of: Scored) -> dict[str, Any]:
-    """Recall of every filter at every share, for the ``top`` and for the ``few`` strongest."""
+    """Mean recall of every filter at every share, for the ``top`` and for the ``few`` strongest."""
     rows = of.exact.shape[1]
     kept = [max(1, round(share * rows)) for share in config.shares]
     return {
@@ -118,7 +118,7 @@ def measured(config: Config, of: Scored) -> dict[str, Any]:
         "questions": len(of.exact),
         "recall": {
             str(top): {
-                name: [recall(of.exact, values, top=top, kept=k).tolist() for k in kept]
+                name: [float(recall(of.exact, values, top=top, kept=k).mean()) for k in kept]
                 for name, values in of.filters.items()
             }
             for top in (config.top, config.few)
@@ -141,16 +141,12 @@ def run(config: Config, data: Path, place: Path) -> dict[str, Any]:
     return {"loss": loss, "groups": found}
 
 
-def means(config: Config, group: dict[str, Any], top: int) -> dict[str, list[float]]:
-    return {name: [float(np.mean(at)) for at in each] for name, each in group["recall"][str(top)].items()}
-
-
 def remarks(config: Config, groups: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """What a filter of a fifth and of a twentieth of the rows loses; whether the expectation (< 100 %) came out."""
     said, checks = [], {}
     fifth, little = config.shares.index(0.2), config.shares.index(0.05)
     for name, group in groups.items():
-        mean = means(config, group, config.top)
+        mean = group["recall"][str(config.top)]
         lexical = max(("tfidf", "bm25"), key=lambda f: mean[f][fifth])
         best = max(mean, key=lambda f: mean[f][little])
         checks[name] = {"loses_at_a_fifth": mean[lexical][fifth] < 1.0, "lexical_at_a_fifth": mean[lexical][fifth]}
@@ -171,7 +167,9 @@ def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: 
     parts = []
     for name, group in result["groups"].items():
         for top in (config.top, config.few):
-            rows = [[FILTERS[f], *(f"{v:.2f}" for v in line)] for f, line in means(config, group, top).items()]
+            rows = [[FILTERS[f], *(f"{v:.2f}" for v in line)] for f, line in group["recall"][str(top)].items()]
+            most = [min(1.0, max(1, round(share * group["rows"])) / top) for share in config.shares]
+            rows.insert(0, ["(the most possible)", *(f"{v:.2f}" for v in most)])
             parts.append(
                 f"### {name}: {group['questions']} questions, {group['rows']} rows, EK-FAC's first {top}\n\n"
                 + _page.table(header, rows)
@@ -194,7 +192,7 @@ large enough to be influenced by more than shared words.
     lines = [
         _page.Line(f"{FILTERS[f]}, {name.split(',')[-1].strip()}", [100 * s for s in config.shares], line)
         for name in (WIKI, FACTS)
-        for f, line in means(config, result["groups"][name], config.top).items()
+        for f, line in result["groups"][name]["recall"][str(config.top)].items()
         if f in ("tfidf", "bm25", "dot")
     ]
     record = {"about": about, "checks": checks, "result": result}
