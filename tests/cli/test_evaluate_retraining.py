@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from folders import write_rows
 from whence.dampings import choose_damping
 from whence.demo.almanac import almanac
-from whence.demo.quick import Quick, almanac_lds, divided
+from whence.demo.quick import Quick, almanac_lds, almanac_loo, almanac_removal, divided
 from whence.demo.train import Recipe as BookRecipe
 from whence.errors import OptionError
 from whence.evaluate.trainers import Recipe
@@ -100,7 +101,8 @@ def test_a_command_that_leaves_a_model_folder(whence, place, tmp_path) -> None:
 
 def test_what_is_missing_is_said(whence, words, place, tmp_path) -> None:
     for given, told in (
-        (["lds"], "--quick"),
+        (["lds", *words[:4]], "no --query"),
+        (["loo", *words[:2]], "no --data"),
         (["lds", *words[2:]], "no base model and no command"),
         (["lds", *words, "--command", "x {rows} {out}"], "a base model and a command"),
         (["lds", *words[2:], "--command", "x {rows} {out}"], "a command without a model"),
@@ -128,13 +130,17 @@ def test_whose_scores_are_in_nats() -> None:
     assert in_nats(names) == ["ekfac", "kfac@relative:1", "ekfac_cg:steps=5"]
 
 
-def test_quick_on_tiny_settings(tmp_path) -> None:
+def test_the_embedded_example_on_tiny_settings(tmp_path) -> None:
     base = BookRecipe(width=16, inner=16, layers=1, heads=2, passes=1)
     quick = Quick(rows=12, questions=2, subsets=3, learned=40, base=base, recipe=Recipe(rate=1e-3, epochs=1, batch=4))
     how = Retraining(bank=tmp_path / "bank", terms=Terms(("dot", "bm25", "random")))
     found = almanac_lds(tmp_path, how=how, quick=quick, watch=Silent())
     assert found.verb == "lds" and found.values["sizes"]["rows"] == 12 and found.values["sizes"]["queries"] == 4
     assert almanac_lds(tmp_path, how=how, quick=quick, watch=Silent()).values["lds"] == found.values["lds"]
+    how = replace(how, bank=None)
+    assert almanac_loo(tmp_path, how=how, quick=quick, count=3, watch=Silent()).verb == "loo"
+    taken = almanac_removal(tmp_path, how=how, quick=quick, counts=(2,), watch=Silent())
+    assert taken.verb == "removal" and taken.values["sizes"]["queries"] == 4
 
 
 def test_quick_asks_about_what_it_fine_tunes_on() -> None:

@@ -31,6 +31,7 @@ Query = Annotated[list[str] | None, typer.Option(help=describe("query"), show_de
 Contenders = Annotated[str | None, typer.Option(help=CONTENDERS, show_default=False)]
 Seeds = Annotated[int, typer.Option(help=SEEDS, min=1)]
 Out = Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)]
+Demo = Annotated[Path, typer.Option(help=DEMO, hidden=True)]
 Damping = Annotated[str, typer.Option(help=describe("damping"), hidden=True)]
 Layers = Annotated[list[str] | None, typer.Option(help=describe("layers"), hidden=True)]
 Seed = Annotated[int, typer.Option(help="Of the subsets, the fits and the random control.", hidden=True)]
@@ -53,7 +54,7 @@ def lds(
     bank: BankFolder = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small example from nothing, in minutes.")] = False,
     out: Out = None,
-    demo: Annotated[Path, typer.Option(help=DEMO, hidden=True)] = Path(".demo"),
+    demo: Demo = Path(".demo"),
     damping: Damping = "relative:0.1",
     layers: Layers = None,
     seed: Seed = 0,
@@ -66,20 +67,20 @@ def lds(
 
     whence evaluate lds --base ./base --data train.jsonl --query questions.jsonl --bank bank/ --out evaluation/
 
-    The linear datamodelling score of every contender, with paired intervals and the noise ceiling.
+    The linear datamodelling score of every contender, with paired intervals and the noise ceiling. Without rows of
+    your own: the quick example.
     """
     how = _how(
         base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
-    if quick:
-        if base or data or query or model or command:
-            raise OptionError("--quick with a model or data of your own", wanted="one or the other")
-        found = importlib.import_module("whence.demo.quick").almanac_lds(demo, how=how, watch=voice)
-    else:
-        _given(data, query, try_="--data train.jsonl --query questions.jsonl, or --quick")
+    if quick and (base or data or query or model or command):
+        raise OptionError("--quick with a model or data of your own", wanted="one or the other")
+    if _own(data, query, model, base, command):
         retraining = importlib.import_module("whence.retraining")
         found = retraining.lds(model, train=data, query=query, how=how, subsets=subsets, watch=voice)
+    else:
+        found = importlib.import_module("whence.demo.quick").almanac_lds(demo, how=how, watch=voice)
     return answer(voice, found, out)
 
 
@@ -97,6 +98,7 @@ def loo(
     command: Command = None,
     bank: BankFolder = None,
     out: Out = None,
+    demo: Demo = Path(".demo"),
     damping: Damping = "relative:0.1",
     layers: Layers = None,
     seed: Seed = 0,
@@ -105,17 +107,23 @@ def loo(
 ) -> int:
     """Does the score of a row predict what leaving it out does?
 
+    whence evaluate loo
+
     whence evaluate loo --base ./base --data train.jsonl --query questions.jsonl --rows 32 --seeds 5
 
-    Trains without each of some rows. For networks one row is mostly below the noise between seeds, which is measured.
+    Trains without each of some rows, by default of the Almanac. For networks one row is mostly below the noise between
+    seeds, which is measured.
     """
     how = _how(
         base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
-    _given(data, query)
-    retraining = importlib.import_module("whence.retraining")
-    return answer(voice, retraining.loo(model, train=data, query=query, how=how, count=rows, watch=voice), out)
+    if _own(data, query, model, base, command):
+        retraining = importlib.import_module("whence.retraining")
+        found = retraining.loo(model, train=data, query=query, how=how, count=rows, watch=voice)
+    else:
+        found = importlib.import_module("whence.demo.quick").almanac_loo(demo, how=how, count=rows, watch=voice)
+    return answer(voice, found, out)
 
 
 @spoken
@@ -134,6 +142,7 @@ def removal(
     command: Command = None,
     bank: BankFolder = None,
     out: Out = None,
+    demo: Demo = Path(".demo"),
     damping: Damping = "relative:0.1",
     layers: Layers = None,
     seed: Seed = 0,
@@ -141,6 +150,8 @@ def removal(
     device: Device = "auto",
 ) -> int:
     """What does a query's loss do when the rows that a contender puts first are taken out?
+
+    whence evaluate removal
 
     whence evaluate removal --base ./base --data train.jsonl --query questions.jsonl --remove 10 --remove 50
 
@@ -150,10 +161,14 @@ def removal(
         base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
-    _given(data, query)
-    retraining = importlib.import_module("whence.retraining")
     counts = tuple(remove or ())
-    return answer(voice, retraining.removal(model, train=data, query=query, how=how, counts=counts, watch=voice), out)
+    if _own(data, query, model, base, command):
+        retraining = importlib.import_module("whence.retraining")
+        found = retraining.removal(model, train=data, query=query, how=how, counts=counts, watch=voice)
+    else:
+        quick = importlib.import_module("whence.demo.quick")
+        found = quick.almanac_removal(demo, how=how, counts=counts, watch=voice)
+    return answer(voice, found, out)
 
 
 def _how(base: str | None, names: str | None, *, recipe: str | None, options: dict[str, Any], **given: Any) -> Any:
@@ -164,6 +179,11 @@ def _how(base: str | None, names: str | None, *, recipe: str | None, options: di
     return retraining.Retraining(base, retraining.read_recipe(recipe), terms=terms, **given)
 
 
-def _given(data: list[str] | None, query: list[str] | None, *, try_: str = "") -> None:
+def _own(data: list[str] | None, query: list[str] | None, *others: str | None) -> bool:
+    """Whether the user brought data; False = nothing at all, which means the embedded example."""
+    if not (data or query or any(others)):
+        return False
     if not data or not query:
-        raise OptionError(f"no --{'query' if data else 'data'}", wanted="training rows and questions", try_=try_)
+        wanted = "training rows and questions, or nothing of your own for the embedded example"
+        raise OptionError(f"no --{'query' if data else 'data'}", wanted=wanted)
+    return True

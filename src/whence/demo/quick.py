@@ -1,4 +1,4 @@
-"""``whence evaluate lds --quick``: the whole of it from nothing, in a few minutes.
+"""The embedded example of the evaluations that retrain: the whole of it from nothing, in a few minutes.
 
 A base model learns most of the Almanac, fine-tuning the rest: the documents that state the facts asked about, and
 others. Everything is small and made on the spot; the base is kept in the folder and used again.
@@ -18,7 +18,7 @@ from whence.demo.train import one_thread, train_almanac_model
 from whence.evaluate.outcome import Outcome
 from whence.evaluate.trainers import Recipe
 from whence.loading.guards import quiet
-from whence.retraining import Retraining, lds
+from whence.retraining import Retraining, lds, loo, removal
 from whence.store import atomic
 from whence.watch import Watcher
 
@@ -48,6 +48,15 @@ class Quick:
     recipe: Recipe = field(default_factory=lambda: Recipe(rate=1e-3, epochs=4, batch=8))
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """The example on disk: fine-tuning rows, questions, and the training with its base filled in."""
+
+    train: str
+    query: str
+    how: Retraining
+
+
 def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, watch: Watcher) -> Outcome:
     """LDS on the Almanac with a model trained now.
 
@@ -58,20 +67,39 @@ def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, wat
         watch: hears about progress.
     """
     quick = quick or Quick()
+    with one_thread():
+        found = embedded(place, how, quick, watch)
+        return lds(None, train=found.train, query=found.query, how=found.how, subsets=quick.subsets, watch=watch)
+
+
+def almanac_loo(place: Path, *, how: Retraining, quick: Quick | None = None, count: int, watch: Watcher) -> Outcome:
+    """Leaving rows out on the Almanac; as ``almanac_lds``, ``count`` rows."""
+    with one_thread():
+        found = embedded(place, how, quick or Quick(), watch)
+        return loo(None, train=found.train, query=found.query, how=found.how, count=count, watch=watch)
+
+
+def almanac_removal(
+    place: Path, *, how: Retraining, quick: Quick | None = None, counts: Sequence[int] = (), watch: Watcher
+) -> Outcome:
+    """Removal on the Almanac; as ``almanac_lds``, with fewer questions, since each contender retrains for each."""
+    with one_thread():
+        found = embedded(place, how, quick or Quick(questions=5), watch)
+        return removal(None, train=found.train, query=found.query, how=found.how, counts=counts, watch=watch)
+
+
+def embedded(place: Path, how: Retraining, quick: Quick, watch: Watcher) -> Embedded:
+    """Write rows and questions, train the base unless it is there."""
     seed = how.terms.options.seed
     book = almanac(seed)
     asked, tuned, learned = divided(book, quick)
     folder = place / "quick"
-    atomic.write_jsonl(folder / "rows.jsonl", [{"id": d.id, "text": d.text} for d in tuned])
-    lines = [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked]
-    atomic.write_jsonl(folder / "questions.jsonl", lines)
-    with one_thread():
-        base = _base(
-            folder, replace(book, documents=tuple(learned[: quick.learned])), replace(quick.base, seed=seed), watch
-        )
-        how = replace(how, base=str(base), recipe=quick.recipe)
-        train, query = str(folder / "rows.jsonl"), str(folder / "questions.jsonl")
-        return lds(None, train=train, query=query, how=how, subsets=quick.subsets, watch=watch)
+    train, query = folder / f"rows-{quick.rows}-{quick.questions}.jsonl", folder / f"questions-{quick.questions}.jsonl"
+    atomic.write_jsonl(train, [{"id": d.id, "text": d.text} for d in tuned])
+    atomic.write_jsonl(query, [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked])
+    rest = replace(book, documents=tuple(learned[: quick.learned]))
+    base = _base(folder, rest, replace(quick.base, seed=seed), watch)
+    return Embedded(str(train), str(query), replace(how, base=str(base), recipe=quick.recipe))
 
 
 def divided(book: Almanac, quick: Quick) -> tuple[list[Question], list[Document], list[Document]]:
