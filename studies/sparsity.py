@@ -43,8 +43,21 @@ class Config:
     damping: float = 0.1
 
 
-def almanac_effects(config: Config, place: Path) -> dict[str, np.ndarray]:
-    """Q x N effects of the Almanac's documents, for facts and habits."""
+@dataclass(frozen=True)
+class Group:
+    """Questions of one kind.
+
+    Attributes:
+        effects_QN: nats.
+        taught_QN: rows known to have taught the answer; None where nobody knows.
+    """
+
+    effects_QN: np.ndarray
+    taught_QN: np.ndarray | None = None
+
+
+def almanac_effects(config: Config, place: Path) -> dict[str, Group]:
+    """Effects of the Almanac's documents on facts and on habits."""
     world, reader = _language.almanac_reader(place)
     asked = [
         q
@@ -58,7 +71,11 @@ def almanac_effects(config: Config, place: Path) -> dict[str, np.ndarray]:
         damping=config.damping,
     )
     effects, kinds = study.effects(), np.array([q.kind for q in asked])
-    return {FACTS: effects[kinds == "fact"], HABITS: effects[kinds == "habit"]}
+    taught = np.array([[document.id in q.relevant for document in world.book.documents] for q in asked])
+    return {
+        name: Group(effects[kinds == kind], taught[kinds == kind])
+        for name, kind in ((FACTS, "fact"), (HABITS, "habit"))
+    }
 
 
 def endings(stories: Sequence[str]) -> list[dict[str, str]]:
@@ -71,15 +88,15 @@ def endings(stories: Sequence[str]) -> list[dict[str, str]]:
     return found
 
 
-def story_effects(config: Config, data: Path) -> dict[str, np.ndarray]:
-    """Q x N effects of stories on what other stories go on with."""
+def story_effects(config: Config, data: Path) -> dict[str, Group]:
+    """Effects of stories on what other stories go on with."""
     loaded = load_model(str(data / "stories260K"))
     reader = _language.Reader(loaded.model, loaded.tokenizer, config.tokens)
     with (data / "tinystories" / "stories_cased.jsonl").open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     rows = [{"text": text} for text in texts[: config.stories]]
     asked = endings(texts[config.stories :])[: config.endings]
-    return {STORIES: _language.Study.of(reader, rows, asked, damping=config.damping).effects()}
+    return {STORIES: Group(_language.Study.of(reader, rows, asked, damping=config.damping).effects())}
 
 
 def judged(effects_N: np.ndarray) -> dict[str, float]:
@@ -126,11 +143,31 @@ def run(config: Config, data: Path, place: Path) -> dict[str, Any]:
     groups = {**almanac_effects(config, place), **story_effects(config, data)}
     return {
         name: {
-            "rows": values.shape[1],
-            "questions": [found for row in values if (found := judged(row))],
-            "curve": curve(values),
+            "rows": group.effects_QN.shape[1],
+            "questions": [found for row in group.effects_QN if (found := judged(row))],
+            "curve": curve(group.effects_QN),
+            "taught": taught(group),
         }
-        for name, values in groups.items()
+        for name, group in groups.items()
+    }
+
+
+def taught(group: Group) -> dict[str, float] | None:
+    """How much of the tail are the rows that taught the answer, and the exponent and p-value without them (medians)."""
+    if group.taught_QN is None:
+        return None
+    shares, exponents, p_values = [], [], []
+    for effects_N, taught_N in zip(group.effects_QN, group.taught_QN, strict=True):
+        whole, rest = judged(effects_N), judged(effects_N[~taught_N])
+        if whole and rest:
+            tail = np.argsort(-effects_N, kind="stable")[: whole["count"]]
+            shares.append(taught_N[tail].mean())
+            exponents.append(rest["exponent"])
+            p_values.append(rest["p_value"])
+    return {
+        "of_the_tail": float(np.median(shares)),
+        "exponent": float(np.median(exponents)),
+        "p_value": float(np.median(p_values)),
     }
 
 
@@ -174,7 +211,26 @@ def remarks(found: dict[str, dict[str, Any]]) -> list[str]:
             f"- {name}: exponent above {EXPONENT_BAR:g} for {each['above_2']:.0%} of the questions "
             f"({_language.MET[each['met']]}; bar: half). The top 1 % carries {middle:.0%} at the median, {where} the "
             f"paper's 12 to 52 %. A power law is rejected for {each['rejected']:.0%}, {rejected} often than in the "
-            f"paper; {tail} ({each['exponential']:.0%} against {each['power']:.0%})."
+            f"paper; {tail} (exponential {each['exponential']:.0%}, power law {each['power']:.0%})."
+        )
+    return said
+
+
+def because(found: dict[str, dict[str, Any]], causes: dict[str, dict[str, float]]) -> list[str]:
+    """What the tail is made of, where it is known which rows taught the answer."""
+    said = []
+    for name, cause in causes.items():
+        before, after = found[name]["exponent"][1], cause["exponent"]
+        same = (before > EXPONENT_BAR) == (after > EXPONENT_BAR)
+        moved = (
+            "does not change on which side of the bar it is"
+            if same
+            else "changes what the fit says: the tail was those rows, a group of like strength, not a power law"
+        )
+        said.append(
+            f"- {name}: {cause['of_the_tail']:.0%} of the tail are rows that taught the answer. Without them the "
+            f"exponent is {after:.2f} (before: {before:.2f}; medians) and the p-value {cause['p_value']:.2f} (before: "
+            f"{found[name]['p_value']:.2f}), which {moved}."
         )
     return said
 
@@ -182,6 +238,7 @@ def remarks(found: dict[str, dict[str, Any]]) -> list[str]:
 def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the page; returns the record."""
     found = {name: summary(group) for name, group in result.items()}
+    causes = {name: group["taught"] for name, group in result.items() if group["taught"] is not None}
     rows = [
         [
             name,
@@ -208,6 +265,10 @@ def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: 
 Shares and exponents: median, and lowest to highest question.
 
 {chr(10).join(remarks(found))}
+
+## Why the kinds differ
+
+{chr(10).join(because(found, causes))}
 
 Different from the paper: the tail is the strongest tenth of the proponents among {min(sizes)} to {max(sizes)} rows
 ({min(counts)} to {max(counts)} values), not 500 of 5 million, so it starts far nearer the middle of the distribution,
