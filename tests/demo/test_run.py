@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from whence.demo import run
+from whence.demo import run, world
 from whence.demo.almanac import almanac, questions
 from whence.demo.table import EKFAC, METHODS
 from whence.demo.train import Recipe, completes, new_model, train_almanac_model
@@ -83,9 +83,9 @@ def test_recipe_is_named_by_everything_that_decides(small):
 
 def test_demo_from_book_to_report_and_again(small, tmp_path, monkeypatch):
     book, asked = small
-    monkeypatch.setattr(run, "almanac", lambda seed: book)
-    monkeypatch.setattr(run, "questions", lambda book: asked)
-    monkeypatch.setattr(run, "Recipe", lambda: TINY)
+    monkeypatch.setattr(world, "almanac", lambda seed: book)
+    monkeypatch.setattr(world, "questions", lambda book: asked)
+    monkeypatch.setattr(world, "Recipe", lambda: TINY)
     voice = Voice()
     assert run.demo(out=tmp_path / "demo", voice=voice) == 0
     printed = voice.page.getvalue()
@@ -93,7 +93,8 @@ def test_demo_from_book_to_report_and_again(small, tmp_path, monkeypatch):
     assert "Facts:" in printed and "Habits:" in printed
     lines = [record for record in voice.records if record["type"] == "table"]
     assert [line["method"] for line in lines] == [*METHODS, *METHODS]
-    assert (tmp_path / "demo" / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    page = (tmp_path / "demo" / "report.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>") and len(page.encode()) < 1_500_000
     volume = (tmp_path / "demo" / "almanac" / "manners.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["id"] for line in volume} == {d.id for d in book.documents if d.source == "manners"}
 
