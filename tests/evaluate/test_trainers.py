@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from conftest import VOCAB, examples, gpt2, llama
@@ -88,6 +89,19 @@ def test_members_of_any_sizes_from_scratch() -> None:
         for k, model in enumerate(models):
             batch = task.collate(QUERIES)
             np.testing.assert_allclose(task.losses(task.outputs(model, batch), batch), found[k], rtol=1e-6)
+
+
+def test_adapters_alone_move() -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    base = get_peft_model(llama(), config).double()  # type: ignore[arg-type]
+    trainer = BatchedTrainer(from_checkpoint(base), CausalLM(None), ROWS, QUERIES, RECIPES["adamw"], at_once=3)
+    assert trainer.stacks
+    together = trainer.losses(halves(3), [0, 1, 0])
+    np.testing.assert_allclose(together, replace(trainer, at_once=1).losses(halves(3), [0, 1, 0]), rtol=1e-6)
+    moved = trainer.models(halves(1), [0])[0]
+    for (name, before), after in zip(base.named_parameters(), moved.parameters(), strict=True):
+        assert torch.equal(before, after) != ("lora" in name), name
 
 
 class Odd(nn.Module):
