@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from cli.conftest import Said
+from whence.cli import evaluate
 from whence.cli.main import VERBS
 from whence.cli.trace import VISIBLE
 from whence.options import TraceOptions, TraceRequest
@@ -63,13 +64,23 @@ def test_verbs_exist() -> None:
         assert line.endswith((".", "?"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"]])
+EVALUATIONS = [["evaluate", "--help"], *(["evaluate", verb, "--help"] for verb in evaluate.VERBS)]
+
+
+def test_evaluations_exist() -> None:
+    for name, (module, line) in evaluate.VERBS.items():
+        assert callable(getattr(importlib.import_module(f"whence.cli.{module}"), name))
+        assert line.endswith((".", "?"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"], *EVALUATIONS])
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from whence.cli.main import run; run(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "False"
 
 
 def test_version(whence: Call) -> None:

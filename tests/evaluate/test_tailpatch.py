@@ -121,3 +121,24 @@ def test_finished_rows_are_not_stepped_on_again(world, tmp_path: Path, monkeypat
 def test_settings_that_cannot_be(given) -> None:
     with pytest.raises(OptionError):
         StepSettings(**given)
+
+
+def test_of_a_frozen_model_the_followed_layers_move(world) -> None:
+    train, queries = world
+    for p in train.model.parameters():
+        p.requires_grad_(False)
+    followed = source_of(train.model, train.examples)
+    layers = find_layers(train.model, ("*q_proj",))
+    found = tailpatch(
+        LiveGradients(train.model, train.task, train.examples, train.plan, layers),
+        queries,
+        {"x": np.eye(3, 6)},
+        settings=StepSettings("sgd", 0.05, 1),
+    )
+    weight = followed.layers.layers[layers.names[0]].modules[0].weight.requires_grad_(True)
+    (grad,) = torch.autograd.grad(loss_of(train.model, train, 0) / train.examples[0].loss_tokens, weight)
+    before = loss_of(train.model, queries, 0).item()
+    with torch.no_grad():
+        weight -= 0.05 * grad
+        after = loss_of(train.model, queries, 0).item()
+    assert found.values["contenders"]["x"]["nats"][0, 0] == pytest.approx(before - after, rel=1e-6)

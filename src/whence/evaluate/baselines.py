@@ -191,6 +191,7 @@ def _module(model: nn.Module, getter: str) -> nn.Module | None:
 
 def _pooled(values: Tensor, batch: Batch) -> Tensor:
     """[B, D] means over the real tokens of [B, T, D]; other shapes flattened."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     if values.ndim == 3 and batch.mask is not None and values.shape[:2] == batch.mask.shape:
         weights_BT1 = batch.mask.to(values.dtype)[:, :, None]
         return (values * weights_BT1).sum(1) / weights_BT1.sum(1)

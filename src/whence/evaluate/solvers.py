@@ -143,8 +143,9 @@ def solver_board(
 
 
 def _unscaled(name: str) -> bool:
-    """Baselines and normalised scores are in no nats: a slope would mean nothing."""
-    return is_baseline(name) or name == "cosine" or name.split(":")[0] in ("relative", "theta", "cosine")
+    """Baselines, normalised scores and plain gradients are in no nats: a slope would mean nothing."""
+    spec = name.split("@")[0]
+    return is_baseline(name) or spec in ("dot", "identity") or spec.split(":")[0] in ("relative", "theta", "cosine")
 
 
 def _charts(

@@ -73,7 +73,7 @@ def known(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Round numbers between low and high: steps of 1, 2 or 5 times a power of ten.
 
     >>> ticks(0, 1)
