@@ -8,7 +8,7 @@ import torch
 from conftest import examples, llama
 from reference.models import source as small_source
 from reference.models import tiny_llama, token_rows
-from whence.curvature.base import get_method
+from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import fit
 from whence.errors import LayerError, StoreError
 from whence.gradients.fisher import gradient_rows
@@ -18,9 +18,12 @@ from whence.gradients.transforms import (
     elementwise,
     require_same_transforms,
     row_column,
+    whitened,
 )  # fmt: skip
+from whence.linalg.damping import parse_damping
 from whence.linalg.matrix_batch import Outer
 from whence.linalg.projection import random_projection
+from whence.scores.score import collect, pairwise, prepare_queries
 
 
 @pytest.fixture
@@ -146,3 +149,28 @@ def test_row_column_is_two_diagonals():
     x = Outer(g, a)
     found = RowColumn({"a": (row, column)}, {}).one("a", x)
     torch.testing.assert_close(found.full(), x.full() * torch.outer(row, column))
+
+
+@pytest.mark.parametrize("damping", ["relative:0.1", "absolute:0.003"])
+@pytest.mark.parametrize("method", ["ekfac", "ekfac:blocks=2", "kfac", "diagonal", "identity", "logra:size=3"])
+def test_a_plain_dot_product_of_whitened_gradients_is_the_score(live, method, damping):
+    found = get_method(method)
+    inverse = found.operator(fit(live, found), Problem(live)).power(-1, parse_damping(damping))
+    queries = small_source(live.model, token_rows(3, seed=9))
+    scores = pairwise(live, prepare_queries(queries, inverse))
+    transform = whitened(inverse, live.layers.sizes, method=method)
+    rows, asked = (collect(TransformedGradients(side, (transform,)), "true").grads for side in (live, queries))
+    plain = sum(asked[name].dot(rows[name]) for name in rows)
+    torch.testing.assert_close(plain, torch.from_numpy(scores), rtol=1e-9, atol=1e-9 * float(abs(scores).max()))
+
+
+def test_ekfac_whitening_is_rotation_over_the_root_of_eigenvalue_plus_damping(live):
+    ekfac = get_method("ekfac")
+    factors = fit(live, ekfac)
+    inverse = ekfac.operator(factors, Problem(live)).power(-1, parse_damping("relative:0.1"))
+    seen = gradient_rows(TransformedGradients(live, (whitened(inverse, live.layers.sizes),)))
+    for name, x_NOI in formed(live).items():
+        t = factors.tensors[name]
+        values = t["eigenvalues"] + 0.1 * t["eigenvalues"].mean()
+        by_hand = torch.stack([t["QG"].T @ x @ t["QA"] / values.sqrt() for x in x_NOI])
+        torch.testing.assert_close(seen[name], by_hand.flatten(1), rtol=1e-9, atol=1e-12)

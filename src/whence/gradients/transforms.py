@@ -22,12 +22,15 @@ from whence.gradients.layers import Layers
 from whence.gradients.source import Closed, GradientSource, Labels, LiveGradients, Visitor
 from whence.linalg import draws
 from whence.linalg.compressed import Squeeze
-from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.matrix_batch import Full, MatrixBatch
+from whence.linalg.operators import Blocks, LayerOperator
 from whence.linalg.projection import require_same
 
 
 class Transform(Protocol):
-    """A linear map of each layer's gradients: ``Projection``, ``Squeezed``, ``RowColumn`` or ``Elementwise``."""
+    """A linear map of each layer's gradients: ``Projection``, ``Squeezed``, ``RowColumn``,
+    ``Elementwise`` or ``Whitened``.
+    """
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -84,6 +87,44 @@ class Squeezed:
     def one(self, layer: str, x: MatrixBatch) -> MatrixBatch:
         """The squeezed gradients of one layer."""
         return self.squeezes[layer].project(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Whitened:
+    """Each layer in coordinates where a plain dot product is the score: see ``LayerOperator.whiten``.
+
+    Attributes:
+        inverse: layer -> its damped inverse. EK-FAC's rotates into the eigenbasis and divides by the root of
+            eigenvalue + damping; LoGra's and TrackStar's project on the way.
+        about: what it was made of.
+    """
+
+    inverse: Mapping[str, LayerOperator]
+    about: Mapping[str, Any]
+
+    def one(self, layer: str, x: MatrixBatch) -> MatrixBatch:
+        """The whitened gradients of one layer, formed."""
+        return self.inverse[layer].whiten(x)
+
+
+def whitened(inverse: Blocks, sizes: Mapping[str, tuple[int, int]], **made_of: Any) -> Whitened:
+    """The transform under which ⟨x, y⟩ is x' (G + damping)⁻¹ y.
+
+    Args:
+        inverse: the damped inverse, layer by layer.
+        sizes: layer -> (O, I).
+        made_of: what identifies the inverse (method, damping, fit ...), for ``about``.
+    """
+    layers = {}
+    for name, (outputs, inputs) in sizes.items():
+        first = next(iter(_tensors(inverse.layers[name])), torch.zeros(0))
+        probe = Full(torch.zeros(1, outputs, inputs, dtype=first.dtype, device=first.device))
+        layers[name] = [outputs, inputs, *inverse.layers[name].whiten(probe).shape[1:]]
+    return Whitened(inverse.layers, {"kind": "whitened", **made_of, "layers": layers})
+
+
+def _tensors(operator: object) -> Iterable[Tensor]:
+    return (value for value in vars(operator).values() if isinstance(value, Tensor) and value.is_floating_point())
 
 
 def row_column(second_moments: Mapping[str, Tensor], *, epsilon: float = 1e-12) -> RowColumn:
