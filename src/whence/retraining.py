@@ -14,7 +14,7 @@ the one given, or, when none is, the base trained on all rows with seed 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from whence.evaluate.lds import board, lds_outcome
 from whence.evaluate.loo import changes, left_out, loo_outcome
 from whence.evaluate.outcome import Outcome
 from whence.evaluate.removal import plan_removals, removal_outcome, rises
-from whence.evaluate.trainers import BatchedTrainer, Recipe, Trainer, from_checkpoint
+from whence.evaluate.trainers import BatchedTrainer, FunctionTrainer, Recipe, Trainer, from_checkpoint
 from whence.evaluating import Opened, Terms, open_both
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
@@ -54,6 +54,8 @@ class Retraining:
         base: the checkpoint that training starts from, as any model of ``whence.attribute``.
         recipe: of the built-in training.
         command: the user's own training command instead (see ``evaluate.command``).
+        function: or any function of (ids of the rows kept, seed) that trains and returns query id -> nats.
+        about: what decides the function's outcome besides; kept with the bank.
         bank: folder that keeps the members; None = nothing is kept.
         seeds: trainings of every subset.
         at_once: models trained together.
@@ -63,6 +65,8 @@ class Retraining:
     base: Any = None
     recipe: Recipe = field(default_factory=Recipe)
     command: str = ""
+    function: Callable[[Sequence[str], int], Mapping[str, float]] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
     bank: str | Path | None = None
     seeds: int = 2
     at_once: int = 8
@@ -122,20 +126,21 @@ def ready(model: Any, *, train: Any, query: Any, how: Retraining, watch: Watcher
     """Open the model (or train it) and the rows, and set up the trainer.
 
     Raises:
-        OptionError: neither base nor command, or a command without a model.
+        OptionError: not just one of base, command and function; or one of the latter without a model.
         WhenceError: as ``whence.attribute``.
     """
-    if bool(how.command) == (how.base is not None):
+    ways = [name for name, given in _ways(how).items() if given]
+    if len(ways) != 1:
         raise OptionError(
-            "no base model and no command" if not how.command else "a base model and a command",
+            f"{' and '.join(ways) or 'no base model and no command'}",
             wanted="the checkpoint that training starts from, or your own training command",
             try_="--base ./base, or --command 'python train.py --data {rows} --seed {seed} --output {out}'",
         )
-    if how.command:
+    if how.base is None:
         if model is None:
-            raise OptionError("a command without a model", wanted="the trained model to score", try_="--model ./model")
+            raise OptionError(f"{ways[0]} without a model", wanted="the trained model to score", try_="--model ./model")
         opened = open_both(model, train, query, terms=how.terms, watch=watch)
-        return Ready(opened, _command_trainer(opened, how), how, watch)
+        return Ready(opened, _own_trainer(opened, how), how, watch)
     started = open_both(how.base, train, query, terms=how.terms, watch=watch)
     trainer = built_in(started.train, started.asked, how)
     if model is not None:
@@ -173,8 +178,25 @@ def built_in(train: Material, asked: Material, how: Retraining) -> BatchedTraine
     )  # fmt: skip
 
 
-def _command_trainer(opened: Opened, how: Retraining) -> CommandTrainer:
+def _ways(how: Retraining) -> dict[str, bool]:
+    return {
+        "a base model": how.base is not None,
+        "a command": bool(how.command),
+        "a function": how.function is not None,
+    }
+
+
+def _own_trainer(opened: Opened, how: Retraining) -> Trainer:
     rows, asked = opened.train.by_id(), opened.asked.source
+    if how.function is not None:
+        function, ids = how.function, np.array(opened.train.source.ids)
+
+        def train(kept_N: np.ndarray, seed: int) -> np.ndarray:
+            found = function(ids[kept_N].tolist(), seed)
+            return np.array([float(found[id_]) for id_ in asked.ids])
+
+        contents = {"rows": opened.train.rows.fingerprint, "queries": opened.asked.rows.fingerprint}
+        return FunctionTrainer(train, {**contents, **how.about})
     kept = [(id_, rows[id_].fields) for id_ in opened.train.source.ids]
     options = opened.subject.options
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from folders import write_rows
+from whence import retraining
 from whence.dampings import choose_damping
 from whence.demo.almanac import almanac
 from whence.demo.quick import Quick, almanac_lds, almanac_loo, almanac_removal, divided
@@ -78,6 +79,23 @@ def test_removal(whence, words) -> None:
     found = record(whence("evaluate", "removal", *words, *given))
     assert found["verb"] == "removal" and {row[0] for row in found["rows"]} == {"ekfac", "bm25", "random"}
     assert set(found["values"]["foretold"]) == {"ekfac"} and found["values"]["sizes"]["seeds"] == 2
+
+
+def test_any_function_from_python(place, tmp_path) -> None:
+    write_rows(tmp_path / "query.jsonl", QUERIES)
+    seen = []
+
+    def trained(ids, seed):
+        seen.append((tuple(ids), seed))
+        return {"mat": -float(len(set(ids) & {"train:1", "train:2"})), "log": float(len(ids) * seed)}
+
+    how = Retraining(function=trained, about={"recipe": 1}, seeds=1, terms=Terms(("dot", "random")))
+    given = {"train": str(place.data), "query": str(tmp_path / "query.jsonl"), "how": how}
+    found = retraining.lds(str(place.model), subsets=6, **given)
+    assert len(seen) == 6 and all(len(ids) == 6 and seed == 0 for ids, seed in seen)
+    assert found.about["training"]["recipe"] == 1 and np.isnan(found.values["per_query"]["dot"][1])
+    with pytest.raises(OptionError, match="a function without a model"):
+        retraining.lds(None, **given)
 
 
 SCRIPT = """
