@@ -28,9 +28,7 @@ from whence.linalg.projection import require_same
 
 
 class Transform(Protocol):
-    """A linear map of each layer's gradients: ``Projection``, ``Squeezed``, ``RowColumn``,
-    ``Elementwise`` or ``Whitened``.
-    """
+    """A linear map of each layer's gradients: a final of this file, or ``Projection``."""
 
     @property
     def about(self) -> Mapping[str, Any]:
