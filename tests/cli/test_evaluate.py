@@ -160,3 +160,18 @@ def test_names_with_settings() -> None:
     assert subject_given(model="m", data=["d"]) and not subject_given(model=None, data=None)
     with pytest.raises(OptionError):
         subject_given(model="m", data=None)
+
+
+def test_settings_from_a_file_and_flags_that_win(place: Place, whence: Call, tmp_path: Path) -> None:
+    rows = [{"words": row["text"], "label": row["label"]} for row in REVIEWS]
+    data = write_rows(tmp_path / "reviews.jsonl", rows)
+    config = tmp_path / "settings.yaml"
+    config.write_text("columns: {text: words}\nseed: 7\ndamping: absolute:0.5\n")
+    line = ["evaluate", "mislabel", "--data", data, "--contenders", "loss,self:ekfac", "-c", config, "--json"]
+    found = next(record for record in whence(*line).records if record["type"] == "evaluation")
+    assert (found["about"]["seed"], found["about"]["damping"]) == (7, "absolute:0.5")
+    found = next(record for record in whence(*line, "--seed", "0").records if record["type"] == "evaluation")
+    assert (found["about"]["seed"], found["about"]["damping"]) == (0, "absolute:0.5")
+    config.write_text("colour: red\n")
+    said = whence(*line)
+    assert said.code == 2 and "colour" in said.err

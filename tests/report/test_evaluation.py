@@ -190,6 +190,11 @@ def test_figures_hold_the_same_points() -> None:
     assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y"]
 
 
+def test_a_page_does_not_carry_a_million_numbers() -> None:
+    text = evaluation_page(outcome(values={"v": np.arange(300_000)}))
+    assert len(text) < 200_000 and "They are in outcome.json" in text
+
+
 @pytest.mark.browser
 def test_in_a_browser_nothing_happens_but_the_page(chromium, payloads: list[str], tmp_path: Path) -> None:
     names = tuple(Curve(p, (0, 1), (1, 2)) for p in payloads[:30])

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import OUT, answer, contender_names
+from whence.cli.evaluated import CONFIG, OUT, answer, contender_names, options_of
 from whence.cli.flags import pair, spoken
 from whence.cli.voice import Voice
 from whence.errors import OptionError
-from whence.options import describe, trace_options
+from whence.options import describe
 
 SUSPECTS = (
     "Who takes part, with commas: self:METHOD, validation:METHOD, neighbours:bm25 (tfidf, embedding, activation), "
@@ -30,12 +30,15 @@ def mislabel(
     truth: Annotated[str | None, typer.Option(help="Column with the true label.", show_default=False)] = None,
     flip: Annotated[float, typer.Option(help="Without --truth: share of labels to plant wrongly.")] = 0.1,
     contenders: Annotated[str | None, typer.Option(help=SUSPECTS, show_default=False)] = None,
-    damping: Annotated[str, typer.Option(help=describe("damping"))] = "relative:0.1",
+    damping: Annotated[str | None, typer.Option(help=describe("damping"), show_default=False)] = None,
     layers: Annotated[list[str] | None, typer.Option(help=describe("layers"), show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of the flips, the held-out rows and the training.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the flips, the held-out rows and the training.", show_default=False)
+    ] = None,
     column: Annotated[list[str] | None, typer.Option(help=describe("columns"), show_default=False)] = None,
-    dtype: Annotated[str, typer.Option(help=describe("dtype"), hidden=True)] = "auto",
-    device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
+    dtype: Annotated[str | None, typer.Option(help=describe("dtype"), hidden=True)] = None,
+    device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help=CONFIG, show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)] = None,
 ) -> int:
     """Wrong labels ranked by self-influence and validation influence, with loss and gradient norm as controls.
@@ -49,11 +52,11 @@ def mislabel(
     if data is None and (model or validation or truth):
         raise OptionError("no --data", wanted="rows with text and label, or nothing at all for the embedded example")
     columns = dict(pair(text) for text in column or [])
-    options = trace_options(
-        damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device, columns=columns
+    options = options_of(
+        config, damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device, columns=columns
     )
     evaluating = importlib.import_module("whence.evaluating")
-    rows = data or importlib.import_module("whence.demo.evidence").labelled(seed)
+    rows = data or importlib.import_module("whence.demo.evidence").labelled(options.seed)
     found = evaluating.mislabel(
         model,
         data=rows,

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONTENDERS, OUT, answer, contender_names, subject_given
+from whence.cli.evaluated import CONFIG, CONTENDERS, OUT, answer, contender_names, options_of, subject_given
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
-from whence.options import describe, trace_options
+from whence.options import describe
 
 
 @spoken
@@ -24,12 +24,13 @@ def pbrf(
     direction: Annotated[str, typer.Option(help="remove, add, or both (their mean: even effects cancel).")] = "remove",
     share: Annotated[float, typer.Option(help="How much of the row's weight; 1 = the whole row.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Gauss-Newton steps at most.", hidden=True)] = 8,
-    tolerance: Annotated[float, typer.Option(help="Gradient at which a response is solved, of its start.")] = 1e-4,
-    damping: Annotated[str, typer.Option(help=describe("damping"))] = "relative:0.1",
+    tolerance: Annotated[float, typer.Option(help="Gradient of a solved response, of its start.", hidden=True)] = 1e-4,
+    damping: Annotated[str | None, typer.Option(help=describe("damping"), show_default=False)] = None,
     layers: Annotated[list[str] | None, typer.Option(help=describe("layers"), show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help=describe("seed"))] = 0,
-    dtype: Annotated[str, typer.Option(help=describe("dtype"), hidden=True)] = "auto",
-    device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
+    seed: Annotated[int | None, typer.Option(help=describe("seed"), show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help=describe("dtype"), hidden=True)] = None,
+    device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help=CONFIG, show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)] = None,
 ) -> int:
     """Scores against proximal Bregman responses; the exact damped Gauss-Newton score beside every solver, as ceiling.
@@ -44,7 +45,7 @@ def pbrf(
     evaluating = importlib.import_module("whence.evaluating")
     sample = evaluating.Sample(rows, evaluating.PbrfSettings(direction, share, steps, tolerance))
     given = subject_given(model=model, data=data, query=query)
-    options = trace_options(damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device)
+    options = options_of(config, damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device)
     terms = evaluating.Terms(contender_names(contenders), options, out)
     if given:
         found = evaluating.pbrf(model, train=data, query=query, terms=terms, sample=sample, watch=voice)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONTENDERS, DEMO, OUT, answer, contender_names, subject_given
+from whence.cli.evaluated import CONFIG, CONTENDERS, DEMO, OUT, answer, contender_names, options_of, subject_given
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
-from whence.options import describe, trace_options
+from whence.options import describe
 
 
 @spoken
@@ -25,13 +25,14 @@ def retrieval(
         typer.Option(help='JSONL: {"id": question, "relevant": [row ids]}; ignored, kind.', show_default=False),
     ] = None,
     contenders: Annotated[str | None, typer.Option(help=CONTENDERS, show_default=False)] = None,
-    damping: Annotated[str, typer.Option(help=describe("damping"))] = "relative:0.1",
+    damping: Annotated[str | None, typer.Option(help=describe("damping"), show_default=False)] = None,
     layers: Annotated[list[str] | None, typer.Option(help=describe("layers"), show_default=False)] = None,
-    fit_rows: Annotated[str, typer.Option(help=describe("fit_rows"))] = "auto",
-    seed: Annotated[int, typer.Option(help=describe("seed"))] = 0,
-    dtype: Annotated[str, typer.Option(help=describe("dtype"), hidden=True)] = "auto",
-    device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
+    fit_rows: Annotated[str | None, typer.Option(help=describe("fit_rows"), show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help=describe("seed"), show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help=describe("dtype"), hidden=True)] = None,
+    device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
     demo: Annotated[Path, typer.Option(help=DEMO)] = Path(".demo"),
+    config: Annotated[str | None, typer.Option("--config", "-c", help=CONFIG, show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)] = None,
 ) -> int:
     """Are the rows found that are known to have taught the answer? MRR, recall and precision, with baselines.
@@ -42,8 +43,8 @@ def retrieval(
 
     Without --model: the Almanac, whose documents' provenance is known, and the model of `whence demo`.
     """
-    options = trace_options(
-        damping=damping, layers=tuple(layers or ()), fit_rows=fit_rows, seed=seed, dtype=dtype, device=device
+    options = options_of(
+        config, damping=damping, layers=tuple(layers or ()), fit_rows=fit_rows, seed=seed, dtype=dtype, device=device
     )
     evaluating = importlib.import_module("whence.evaluating")
     terms = evaluating.Terms(contender_names(contenders), options)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONTENDERS, DEMO, OUT, answer, contender_names, subject_given
+from whence.cli.evaluated import CONFIG, CONTENDERS, DEMO, OUT, answer, contender_names, options_of, subject_given
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
-from whence.options import describe, trace_options
+from whence.options import describe
 
 
 @spoken
@@ -22,14 +22,15 @@ def tailpatch(
     query: Annotated[list[str] | None, typer.Option(help=describe("query"), show_default=False)] = None,
     contenders: Annotated[str | None, typer.Option(help=CONTENDERS, show_default=False)] = None,
     rate: Annotated[float, typer.Option(help="Learning rate of the step; best the last one of training.")] = 1e-4,
-    optimiser: Annotated[str, typer.Option(help="adamw (fresh state) or sgd.")] = "adamw",
+    optimiser: Annotated[str, typer.Option(help="adamw (fresh state) or sgd.", hidden=True)] = "adamw",
     k: Annotated[int, typer.Option("-k", "--rows", help="Rows per question and contender.")] = 10,
-    damping: Annotated[str, typer.Option(help=describe("damping"))] = "relative:0.1",
+    damping: Annotated[str | None, typer.Option(help=describe("damping"), show_default=False)] = None,
     layers: Annotated[list[str] | None, typer.Option(help=describe("layers"), show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help=describe("seed"))] = 0,
-    dtype: Annotated[str, typer.Option(help=describe("dtype"), hidden=True)] = "auto",
-    device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
+    seed: Annotated[int | None, typer.Option(help=describe("seed"), show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help=describe("dtype"), hidden=True)] = None,
+    device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
     demo: Annotated[Path, typer.Option(help=DEMO)] = Path(".demo"),
+    config: Annotated[str | None, typer.Option("--config", "-c", help=CONFIG, show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)] = None,
 ) -> int:
     """One optimiser step on each of the rows put first, and what it does to the answer; random rows beside them.
@@ -40,7 +41,7 @@ def tailpatch(
 
     Every step starts from the same weights and is undone. With --out, the same command goes on where it stopped.
     """
-    options = trace_options(damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device)
+    options = options_of(config, damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device)
     evaluating = importlib.import_module("whence.evaluating")
     terms = evaluating.Terms(contender_names(contenders), options, out)
     settings = evaluating.StepSettings(optimiser, rate, k)

@@ -11,6 +11,7 @@ from rich.text import Text
 from whence.cli.voice import Voice
 from whence.errors import OptionError
 from whence.evaluate.outcome import Outcome
+from whence.options import TraceOptions, read_config, trace_options
 from whence.report.characters import visible
 from whence.report.evaluation import write_outcome
 from whence.report.words import cell
@@ -21,6 +22,18 @@ CONTENDERS = (
     "Who takes part, with commas: methods (ekfac, relative:ekfac, ekfac_cg:steps=20, dot, cosine) and baselines (bm25, "
     "tfidf, embedding, activation, gradient_norm, loss, length, random, shuffled)."
 )
+
+CONFIG = "YAML file with any other settings (columns, max_length, batch_tokens ...); flags win."
+
+
+def options_of(config: str | None, **flags: Any) -> TraceOptions:
+    """Options from a YAML file and from flags; a flag that was not given is None and decides nothing.
+
+    Raises:
+        OptionError: no such file, or a setting that does not exist or cannot have this value.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, (), [], {})}
+    return trace_options({**(read_config(config) if config else {}), **given})
 
 
 def contender_names(text: str | None) -> tuple[str, ...]:

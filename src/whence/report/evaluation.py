@@ -22,6 +22,7 @@ from whence.report.characters import visible
 from whence.report.words import cell
 from whence.store import atomic
 
+MOST_DETAILS = 1 << 20  # characters of numbers in a page
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c1c1c, #e8e8e8); --soft: light-dark(#555, #aaa);
  --line: light-dark(#ddd, #444); --page: light-dark(#fff, #161616); }
@@ -140,9 +141,10 @@ def _table(data: Mapping[str, Any]) -> str:
 
 
 def _about(data: Mapping[str, Any]) -> str:
-    shown = [
-        f"<details><summary>{name}</summary><pre>{_text(json.dumps(data[key], indent=1, ensure_ascii=False))}</pre>"
-        "</details>"
-        for name, key in (("Settings, versions, seeds, seconds", "about"), ("Every number", "values"))
-    ]
-    return "<h2>Details</h2>" + "".join(shown)
+    parts = []
+    for name, key in (("Settings, versions, seeds, seconds", "about"), ("Every number", "values")):
+        told = json.dumps(data[key], indent=1, ensure_ascii=False)
+        if len(told) > MOST_DETAILS:
+            told = f"{len(told):,} characters: too many for a page. They are in outcome.json."
+        parts.append(f"<details><summary>{name}</summary><pre>{_text(told)}</pre></details>")
+    return "<h2>Details</h2>" + "".join(parts)
