@@ -28,6 +28,8 @@ from whence.candidates.lexical import bm25_scores
 from whence.evaluate.statistics import mean_interval
 
 EN = "en"
+SMALLEST = 810e6  # weights of the paper's smallest model
+NO_MORE = "what crosses languages here is no more than word overlap."
 
 
 @dataclass(frozen=True)
@@ -251,8 +253,8 @@ def findings(config: Config, result: dict[str, Any]) -> tuple[list[str], dict[st
         + (
             f"clearly less for {', '.join(clear)}: some content crosses."
             if clear
-            else "as much within its error for every language: nothing of it can be said to be owed to the content. That "
-            "is the paper's finding for small models."
+            else "as much within its error for every language: nothing of it can be said to be owed to the content. "
+            "That is the paper's finding for small models."
         )
     )
     ours, words = (grouped(config, result["articles"][n])["other language"].mean() for n in ("EK-FAC", "BM25"))
@@ -261,9 +263,8 @@ def findings(config: Config, result: dict[str, Any]) -> tuple[list[str], dict[st
     said.append(
         f"- Between languages, shared words alone place the same article at {words:.3f} (EK-FAC {ours:.3f}) and lift a "
         f"translation by {lifts[1]:.3f} (EK-FAC {lifts[0]:.3f}): "
-        + ("in one of the two EK-FAC finds more than word overlap." if more else "what crosses languages here is no more "
-           "than word overlap.")
-    )  # fmt: skip
+        + ("in one of the two EK-FAC finds more than word overlap." if more else NO_MORE)
+    )
     return said, record
 
 
@@ -312,7 +313,8 @@ difference, which is what the content carries.
 {_page.table(["language", "on the same article", "on another article", "difference"], paper_rows(config, result))}
 
 {result["rows"]} rows, a model of {result["weights"]:,} weights, {result["loss"]:.2f} nats a token after
-{config.shape.passes} passes. Different from the paper: a model {810e6 / result["weights"]:,.0f} times smaller than its smallest, real
+{config.shape.passes} passes. Different from the paper: a model {SMALLEST / result["weights"]:,.0f} times smaller than its
+smallest, real
 sentences in place of questions about AI, and French and German beside Korean and Turkish. Growth with size, the paper's
 main point, cannot be seen at one size.
 """
