@@ -1,0 +1,70 @@
+"""Every number, in 16 or 8 bits. Needs no choice of what matters; costs D or 2 D bytes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.errors import OptionError
+from whence.linalg.codes import levels
+from whence.linalg.codes.base import Layout, Record
+
+SCALE_BYTES = 4  # one float32 per row and layer
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """All numbers of a row, each layer with its own scale (so that float16 neither overflows nor vanishes).
+
+    Attributes:
+        layout: of the rows.
+        kind: ``fp16`` or ``int8``.
+    """
+
+    layout: Layout
+    kind: Literal["fp16", "int8"]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {"scheme": self.kind}
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.layout.total * (2 if self.kind == "fp16" else 1) + SCALE_BYTES * len(self.layout.sizes)
+
+    def part(self, layer: str, x_BM: Tensor) -> Record:
+        if self.kind == "int8":
+            level, scale = levels.eight_bits(x_BM)
+            return {"level": level, "scale": scale}
+        scale = x_BM.abs().amax(1, keepdim=True).float()
+        return {"level": (x_BM / torch.where(scale > 0, scale, 1)).half(), "scale": scale}
+
+    def join(self, parts: Mapping[str, Record]) -> Record:
+        return {field: torch.cat([parts[name][field] for name in self.layout.sizes], 1) for field in ("level", "scale")}
+
+    def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
+        total = torch.zeros(len(record["scale"]), len(query_QD), dtype=query_QD.dtype, device=query_QD.device)
+        for number, span in enumerate(self.layout.spans.values()):
+            block_BQ = record["level"][:, span].to(query_QD.dtype) @ query_QD[:, span].T
+            total += block_BQ * record["scale"][:, number : number + 1].to(query_QD.dtype)
+        return total
+
+
+def dense(layout: Layout, budget: int, *, kind: Literal["fp16", "int8"]) -> Dense:
+    """All numbers.
+
+    Raises:
+        OptionError: they do not fit into ``budget`` bytes a row.
+    """
+    code = Dense(layout, kind)
+    if code.bytes_per_row > budget:
+        raise OptionError(
+            f"{kind} needs {code.bytes_per_row:,} bytes for the {layout.total:,} numbers of a row, budget {budget:,}",
+            wanted="a budget that holds them all",
+            try_="scheme sparse, or fewer layers",
+        )
+    return code

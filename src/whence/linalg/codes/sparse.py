@@ -1,0 +1,109 @@
+"""Each row's own strongest numbers: a distance and a nibble each, a byte and a half when rows are not too long.
+
+The strongest are chosen over all layers together, so that a row spends its bytes where it speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from whence.errors import OptionError
+from whence.linalg.codes import gaps, levels
+from whence.linalg.codes.base import Layout, Record
+
+RANGE_BYTES = 8  # two float32 per row
+FORMED = 1 << 23  # numbers of a block of rows written out in full
+DENSE_UP_TO = 64  # rows are written out when at least one number in so many is kept; else the queries are gathered
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A fixed number of slots per row.
+
+    Attributes:
+        layout: of the rows.
+        slots: K, even.
+        width: bytes per distance.
+    """
+
+    layout: Layout
+    slots: int
+    width: int
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {"scheme": "sparse", "slots": self.slots, "width": self.width}
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.slots * self.width + self.slots // 2 + RANGE_BYTES
+
+    def part(self, layer: str, x_BM: Tensor) -> Record:
+        """The layer's strongest numbers, as many as could be kept of it, and their positions in the row."""
+        count = min(self.slots, x_BM.shape[1])
+        at = x_BM.abs().topk(count, dim=1, sorted=False).indices if count < x_BM.shape[1] else _all(x_BM)
+        return {"values": x_BM.gather(1, at).float(), "at": at + self.layout.spans[layer].start}
+
+    def join(self, parts: Mapping[str, Record]) -> Record:
+        values = torch.cat([parts[name]["values"] for name in self.layout.sizes], dim=1)
+        at = torch.cat([parts[name]["at"] for name in self.layout.sizes], dim=1)
+        best = values.abs().topk(min(self.slots, values.shape[1]), dim=1)
+        values = values.gather(1, best.indices)
+        at = torch.where(best.values > 0, at.gather(1, best.indices), -1)
+        kept_B = gaps.kept_within(at, self.slots, width=self.width)
+        distance, source = gaps.coded(at, kept_B, slots=self.slots, width=self.width)
+        placed = values.gather(1, source.clamp(min=0))
+        nibbles, span = levels.log_levels(placed, source >= 0)
+        return {"distance": distance, "level": levels.packed(nibbles), "range": span}
+
+    def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
+        if self.layout.total > DENSE_UP_TO * self.slots:
+            return self.gathered(record, query_QD)
+        step = max(1, FORMED // self.layout.total)
+        blocks = [{k: t[n : n + step] for k, t in record.items()} for n in range(0, len(record["range"]), step)]
+        return torch.cat([self.restored(block).to(query_QD.dtype) @ query_QD.T for block in blocks])
+
+    def gathered(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
+        """``dot`` by looking up the queries at each row's positions: for rows far longer than what is kept of them."""
+        at, values = self.entries(record)
+        return embedding_bag(at, query_QD.T.contiguous(), per_sample_weights=values.to(query_QD.dtype), mode="sum")
+
+    def restored(self, record: Mapping[str, Tensor]) -> Tensor:
+        """B x D numbers, 0 where nothing was kept."""
+        at, values = self.entries(record)
+        full = torch.zeros(len(at), self.layout.total, device=at.device)
+        return full.scatter_add_(1, at, values)  # fillers add 0 wherever they point
+
+    def entries(self, record: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Positions and values of all slots; fillers have the value 0."""
+        at, entry = gaps.positions(record["distance"])
+        values = levels.from_log_levels(levels.unpacked(record["level"]), record["range"])
+        return at.clamp(0, self.layout.total - 1), torch.where(entry, values, 0)
+
+
+def sparse(layout: Layout, budget: int) -> Sparse:
+    """As many slots as fit into ``budget`` bytes a row.
+
+    Raises:
+        OptionError: less than a few slots.
+    """
+    room = budget - RANGE_BYTES
+    width = gaps.slot_bytes(layout.total, room)
+    slots = int(room // (width + 0.5)) // 2 * 2
+    if slots < 2:
+        raise OptionError(f"{budget} bytes a row", wanted="at least 16", try_="a budget of 4 KB")
+    return Sparse(layout, min(slots, _most(layout.total)), width)
+
+
+def _most(total: int) -> int:
+    return (total + 1) // 2 * 2
+
+
+def _all(x_BM: Tensor) -> Tensor:
+    return torch.arange(x_BM.shape[1], device=x_BM.device).expand(len(x_BM), -1)
