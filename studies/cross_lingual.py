@@ -313,10 +313,9 @@ difference, which is what the content carries.
 {_page.table(["language", "on the same article", "on another article", "difference"], paper_rows(config, result))}
 
 {result["rows"]} rows, a model of {result["weights"]:,} weights, {result["loss"]:.2f} nats a token after
-{config.shape.passes} passes. Different from the paper: a model {SMALLEST / result["weights"]:,.0f} times smaller than its
-smallest, real
-sentences in place of questions about AI, and French and German beside Korean and Turkish. Growth with size, the paper's
-main point, cannot be seen at one size.
+{config.shape.passes} passes. Different from the paper: a model {SMALLEST / result["weights"]:,.0f} times smaller
+than its smallest, real sentences in place of questions about AI, and French and German beside Korean and Turkish.
+Growth with size, the paper's main point, cannot be seen at one size.
 """
     x = list(range(len(config.all)))
     lines = [
