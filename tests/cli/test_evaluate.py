@@ -151,6 +151,38 @@ def test_what_is_wrong_is_said_before_work(
     assert said in found.err and "Traceback" not in found.err
 
 
+def test_exit_codes_of_what_cannot_be_opened(place: Place, asked: list[str], whence: Call, tmp_path: Path) -> None:
+    known = relevant(tmp_path, place)
+    gone = whence("evaluate", "retrieval", "--model", "./nowhere", *asked[2:], "--relevant", known)
+    assert gone.code == 6 and "nowhere" in gone.err
+    write_rows(tmp_path / "bad.jsonl", ['{"id": "q1"}'])
+    bad = whence("evaluate", "retrieval", *asked, "--relevant", tmp_path / "bad.jsonl")
+    assert bad.code == 3 and "bad.jsonl:1" in bad.err
+    stray = whence("evaluate", "retrieval", *asked, "--relevant", write_rows(tmp_path / "s.jsonl", [
+        {"id": "q1", "relevant": ["train:99"]}
+    ]), "--contenders", "random")  # fmt: skip
+    assert stray.code == 3 and "'train:99'" in stray.err
+    (tmp_path / "file").write_text("not a folder")
+    taken = whence("evaluate", "retrieval", "-o", "file")  # before the Almanac's model is trained
+    assert taken.code == 4, taken.err
+    for said in (gone, bad, stray, taken):
+        assert "Traceback" not in said.err and not Path("crash.txt").exists()
+
+
+def test_hostile_names_reach_neither_terminal_nor_page(
+    place: Place, asked: list[str], whence: Call, tmp_path: Path
+) -> None:
+    rows = [{"id": "\x1b[31m<script>alert(1)</script>", "text": f"the cat sat {n}"} for n in range(1)]
+    rows += [{"id": f"r{n}", "text": f"the cat sat {n}"} for n in range(5)]
+    data = write_rows(tmp_path / "hostile.jsonl", rows)
+    line = ["evaluate", "tailpatch", "--model", place.model, "--data", data, *asked[4:], "--rows", "6"]
+    said = whence(*line, "--contenders", "bm25", "--out", "found")
+    assert said.code == 0, said.err
+    assert "\x1b[31m<" not in said.out + said.err
+    page = Path("found/report.html").read_text()
+    assert "<script>alert" not in page and "alert(1)" in page
+
+
 def test_names_with_settings() -> None:
     text = "ekfac, ekfac_cg:steps=20,tolerance=1e-3 ,relative:ekfac@relative:0.1,bm25,"
     assert contender_names(text) == (

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONFIG, OUT, answer, contender_names, options_of
+from whence.cli.evaluated import CONFIG, OUT, answer, check_out, contender_names, options_of
 from whence.cli.flags import pair, spoken
 from whence.cli.voice import Voice
 from whence.errors import OptionError
@@ -49,6 +49,7 @@ def mislabel(
 
     A finished model has not seen labels planted now, and the answer says so. Without --data: the Almanac's documents.
     """
+    check_out(out)
     if data is None and (model or validation or truth):
         raise OptionError("no --data", wanted="rows with text and label, or nothing at all for the embedded example")
     columns = dict(pair(text) for text in column or [])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONFIG, CONTENDERS, OUT, answer, contender_names, options_of, subject_given
+from whence.cli.evaluated import CONFIG, CONTENDERS, OUT, answer, check_out, contender_names, options_of, subject_given
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
 from whence.options import describe
@@ -42,6 +42,7 @@ def pbrf(
     For small models or few layers: every row is read hundreds of times per response. With --out, the same command goes
     on where it stopped. Without --model: a small classifier of the Almanac's documents.
     """
+    check_out(out)
     evaluating = importlib.import_module("whence.evaluating")
     sample = evaluating.Sample(rows, evaluating.PbrfSettings(direction, share, steps, tolerance))
     given = subject_given(model=model, data=data, query=query)

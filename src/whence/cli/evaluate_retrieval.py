@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONFIG, CONTENDERS, DEMO, OUT, answer, contender_names, options_of, subject_given
+from whence.cli.evaluated import (
+    CONFIG,
+    CONTENDERS,
+    DEMO,
+    OUT,
+    answer,
+    check_out,
+    contender_names,
+    options_of,
+    subject_given,
+)
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
 from whence.options import describe
@@ -43,6 +53,7 @@ def retrieval(
 
     Without --model: the Almanac, whose documents' provenance is known, and the model of `whence demo`.
     """
+    check_out(out)
     options = options_of(
         config, damping=damping, layers=tuple(layers or ()), fit_rows=fit_rows, seed=seed, dtype=dtype, device=device
     )

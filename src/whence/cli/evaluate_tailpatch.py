@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from whence.cli.evaluated import CONFIG, CONTENDERS, DEMO, OUT, answer, contender_names, options_of, subject_given
+from whence.cli.evaluated import (
+    CONFIG,
+    CONTENDERS,
+    DEMO,
+    OUT,
+    answer,
+    check_out,
+    contender_names,
+    options_of,
+    subject_given,
+)
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
 from whence.options import describe
@@ -41,6 +51,7 @@ def tailpatch(
 
     Every step starts from the same weights and is undone. With --out, the same command goes on where it stopped.
     """
+    check_out(out)
     options = options_of(config, damping=damping, layers=tuple(layers or ()), seed=seed, dtype=dtype, device=device)
     evaluating = importlib.import_module("whence.evaluating")
     terms = evaluating.Terms(contender_names(contenders), options, out)

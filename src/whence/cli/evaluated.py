@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.cli.voice import Voice
-from whence.errors import OptionError
+from whence.errors import OptionError, StoreError
 from whence.evaluate.outcome import Outcome
 from whence.options import TraceOptions, read_config, trace_options
 from whence.report.characters import visible
@@ -34,6 +34,16 @@ def options_of(config: str | None, **flags: Any) -> TraceOptions:
     """
     given = {name: value for name, value in flags.items() if value not in (None, (), [], {})}
     return trace_options({**(read_config(config) if config else {}), **given})
+
+
+def check_out(out: str | None) -> None:
+    """Find out before the work that the answer cannot be written there.
+
+    Raises:
+        StoreError: the place is a file.
+    """
+    if out is not None and Path(out).expanduser().is_file():
+        raise StoreError(f"--out {out} is a file", wanted="a folder, there or not", try_="--out evaluation/")
 
 
 def contender_names(text: str | None) -> tuple[str, ...]:
