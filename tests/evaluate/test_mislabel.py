@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_suspicion_the_long_way_round(world):
         norms.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).norm().item())
     np.testing.assert_allclose(found["loss"], losses, rtol=1e-9)
     np.testing.assert_allclose(found["gradient_norm"], norms, rtol=1e-9)
+
+
+def test_shuffled_labels_are_a_control(world):
+    validation = world.validation
+    order = np.random.default_rng(4).permutation(len(validation.examples))
+    labels = [validation.examples[n].labels for n in order]
+    dealt = [replace(e, labels=label) for e, label in zip(validation.examples, labels, strict=True)]
+    other = Labelled(world.train, world.wrong, source_of(world.train.model, dealt))
+    found = suspicion(("shuffled:kfac", "validation:kfac"), world, Contest(seed=4))
+    wanted = suspicion(("validation:kfac",), other, Contest(seed=4))["validation:kfac"]
+    np.testing.assert_allclose(found["shuffled:kfac"], wanted, rtol=1e-9)
+    wrong = np.array([id_ in world.wrong for id_ in world.train.ids])
+    assert auroc(found["validation:kfac"], wrong) > auroc(found["shuffled:kfac"], wrong) + 0.1
 
 
 def test_neighbours_count_other_labels(world):

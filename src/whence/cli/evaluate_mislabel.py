@@ -14,8 +14,8 @@ from whence.errors import OptionError
 from whence.options import describe
 
 SUSPECTS = (
-    "Who takes part, with commas: self:METHOD, validation:METHOD, neighbours:bm25 (tfidf, embedding, activation), "
-    "loss, gradient_norm, length, random."
+    "Who takes part, with commas: self:METHOD, validation:METHOD, shuffled:METHOD, neighbours:bm25 (tfidf, "
+    "embedding, activation), loss, gradient_norm, length, random."
 )
 MODEL = "A sequence classifier. Default: a small one over word counts, trained now on the labels as given."
 VALIDATION = "Rows with right labels. Default without --model: a fifth of the rows."

@@ -8,6 +8,7 @@ Contenders:
 
 - ``self:METHOD``: g' (G + damping)^-1 g of the row;
 - ``validation:METHOD``: minus the influence on the mean loss of the validation rows;
+- ``shuffled:METHOD``: the same with the validation rows' labels dealt out anew, as a control;
 - ``neighbours:bm25`` (``tfidf``, ``embedding``, ``activation``): share of another label among similar validation rows;
 - ``loss``, ``gradient_norm``, ``length``, ``random``.
 """
@@ -39,7 +40,7 @@ from whence.watch import Watcher
 
 SUSPECTS = (
     "self:ekfac", "self:kfac", "validation:ekfac", "validation:dot", "loss", "gradient_norm", "neighbours:bm25",
-    "neighbours:tfidf", "neighbours:embedding", "neighbours:activation", "length", "random",
+    "neighbours:tfidf", "neighbours:embedding", "neighbours:activation", "shuffled:ekfac", "length", "random",
 )  # fmt: skip
 NEIGHBOURS = ("bm25", "tfidf", "embedding", "activation")
 DRAWN_ROWS = 10_000_000  # rows ranked for one interval: fewer draws of many rows
@@ -109,9 +110,10 @@ def suspicion(names: Sequence[str], rows: Labelled, contest: Contest) -> dict[st
         if kind == "neighbours" and of in similar:
             assert rows.validation is not None
             found[name] = _disagreement(similar[of], _labels(rows.validation), _labels(rows.train))
-        elif kind == "self" or (kind == "validation" and raw is not None):
+        elif kind == "self" or (kind in ("validation", "shuffled") and raw is not None):
+            asked = _shuffled_question(rows.validation, contest.seed) if kind == "shuffled" else raw
             spec, inverse = _inverse(of, inverses, train=rows.train, raw=raw, contest=contest)
-            found[name] = _influence(kind, inverse, rows.train, raw, watched=(spec, contest.watch))
+            found[name] = _influence(kind, inverse, rows.train, asked, watched=(spec, contest.watch))
         elif not kind:
             found |= _control(of, rows.train, contest)
     return {name: found[name] for name in dict.fromkeys(names) if name in found}
@@ -128,13 +130,16 @@ def suspect_parts(name: str) -> tuple[str, str]:
         return "", name
     if kind == "neighbours" and of in NEIGHBOURS:
         return kind, of
-    if colon and kind in ("self", "validation"):
+    if colon and kind in ("self", "validation", "shuffled"):
         parsed = parse_contender(of)
         if parsed.kind == "method" and parsed.normalise == "none":
             return kind, of
     raise OptionError(
         f"contender {name!r}",
-        wanted="self:METHOD, validation:METHOD, neighbours:" + "|".join(NEIGHBOURS) + ", " + ", ".join(CONTROLS),
+        wanted="self:METHOD, validation:METHOD, shuffled:METHOD, neighbours:"
+        + "|".join(NEIGHBOURS)
+        + ", "
+        + ", ".join(CONTROLS),
         try_="self:ekfac",
     )
 
@@ -144,6 +149,14 @@ def _mean_question(validation: LiveGradients) -> Queries:
     raw = collect(validation)
     grads = {name: Full(each.full().mean(0, keepdim=True)) for name, each in raw.grads.items()}
     return Queries(("validation",), grads, raw.measurements.mean(keepdims=True))
+
+
+def _shuffled_question(validation: LiveGradients | None, seed: int) -> Queries:
+    """``_mean_question`` with everybody's label given to another row."""
+    assert validation is not None
+    order = np.random.default_rng(seed).permutation(len(validation.examples))
+    dealt = [replace(e, labels=validation.examples[n].labels) for e, n in zip(validation.examples, order, strict=True)]
+    return _mean_question(replace(validation, examples=dealt))
 
 
 def _inverse(
