@@ -35,6 +35,7 @@ def test_a_row_takes_what_is_said_and_never_more_than_the_budget(scheme: str, bu
         return
     record = encoded(code, rows(5))
     assert record_bytes(record) == code.bytes_per_row <= budget
+    assert {name: (t.dtype, t.shape[1]) for name, t in record.items()} == dict(code.fields)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -63,7 +63,7 @@ class TopK:
             signed = np.where(np.isfinite(block_QB) & (block_QB * sign > 0), block_QB * sign, -np.inf)
             if len(self._best) <= side:
                 self._best.append(self._empty())
-            self._best[side] = self._merge(self._best[side], (signed, np.broadcast_to(where, signed.shape)))
+            self._best[side] = self._merge(self._best[side], _strongest(signed, where, self.k))
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
         return np.full((self.queries, 0), -np.inf), np.zeros((self.queries, 0), dtype=np.int64)
@@ -87,3 +87,19 @@ class TopK:
             values[:, at] = np.where(real, best if side == 0 else -best, np.nan)
             columns[:, at] = np.where(real, where, -1)
         return values, columns
+
+
+def _strongest(signed: np.ndarray, where: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The block without most of what cannot be among the k largest: those and all that tie with the last of them."""
+    rows, width = signed.shape
+    columns = np.broadcast_to(where, signed.shape)
+    if width <= 4 * k:
+        return signed, columns
+    least = np.partition(signed, width - k, axis=1)[:, width - k, None]
+    q, n = np.nonzero((signed >= least) & np.isfinite(signed))
+    counts = np.bincount(q, minlength=rows)
+    place = np.arange(len(q)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (rows, int(counts.max(initial=0)))
+    values, kept = np.full(shape, -np.inf), np.zeros(shape, dtype=np.int64)
+    values[q, place], kept[q, place] = signed[q, n], columns[q, n]
+    return values, kept

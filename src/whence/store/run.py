@@ -37,18 +37,24 @@ from whence.store import atomic, tables
 
 FORMAT = 1
 MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
+KINDS = {"run": MANIFEST, "index": "index-plan.json"}  # what a folder may hold, and the file that says so
 QUARANTINE, QUARANTINE_FILE = "quarantine", "quarantine.jsonl"
 
 
 @contextmanager
-def claimed(folder: str | Path) -> Iterator[Path]:
-    """Hold a run folder for writing, creating and marking it if it does not exist.
+def claimed(folder: str | Path, *, kind: str = "run") -> Iterator[Path]:
+    """Hold a folder for writing, creating and marking it if it does not exist.
+
+    Args:
+        folder: of a run or of an index.
+        kind: which of them; a folder that holds the other is refused.
 
     Raises:
         StoreError: it is a file, holds something that is not ours, is of a newer format, or another process holds it.
     """
     folder = Path(folder).expanduser()
     _check_ours(folder)
+    _check_kind(folder, kind)
     with atomic.writing(folder / MARKER) as part:
         part.write_text(json.dumps({"format": FORMAT}) + "\n")
     lock = FileLock(folder / LOCK, timeout=0)
@@ -100,7 +106,7 @@ def file_record(path: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     """Seal and write ``run.json``."""
     body = atomic.plain({k: v for k, v in body.items() if k != "seal"})
-    atomic.write_json(folder / MANIFEST, {**body, "seal": _seal(body)})
+    atomic.write_json(folder / MANIFEST, {**body, "seal": seal(body)})
 
 
 def add_file(folder: Path, name: str) -> None:
@@ -122,10 +128,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise _no_run(folder)
     try:
         body = json.loads(path.read_text("utf-8"))
-        seal = body.pop("seal")
+        sealed = body.pop("seal")
     except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise _damaged(path, "it is not a sealed JSON object") from error
-    if not isinstance(body.get("format"), int) or seal != _seal(body):
+    if not isinstance(body.get("format"), int) or sealed != seal(body):
         raise _damaged(path, "its seal does not fit its content")
     if body["format"] > FORMAT:
         raise StoreError(
@@ -171,7 +177,8 @@ def verify(folder: Path, body: Mapping[str, Any]) -> None:
             raise _damaged(path, "its content is not what was written (checksum differs)")
 
 
-def _seal(body: Mapping[str, Any]) -> str:
+def seal(body: Mapping[str, Any]) -> str:
+    """Checksum of a manifest, over its content whatever the order of its keys."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -188,6 +195,16 @@ def _check_ours(folder: Path) -> None:
             wanted="a new folder, an empty one, or an earlier run of whence",
             try_=f"-o {folder}-whence",
         )
+
+
+def _check_kind(folder: Path, kind: str) -> None:
+    for other, name in KINDS.items():
+        if other != kind and (folder / name).is_file():
+            raise StoreError(
+                f"{folder} holds {other} files ({name})",
+                wanted=f"a folder for {kind} files",
+                try_="another name with -o",
+            )
 
 
 def _in_use(folder: Path) -> StoreError:

@@ -41,6 +41,16 @@ def write_tables(folder: Path, scores: Scores) -> list[str]:
     return names
 
 
+def write_rows(path: Path, views: Mapping[str, RowView]) -> None:
+    """Ids, texts and status of rows, in order."""
+    _write(path, [_rows_table(tuple(views), views, None)])
+
+
+def read_rows(path: Path) -> dict[str, RowView]:
+    """The inverse of ``write_rows``."""
+    return _views(_read(path))
+
+
 def shape_record(scores: Scores) -> dict[str, Any]:
     """What the tables alone do not say."""
     return {

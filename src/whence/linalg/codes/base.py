@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Record = dict[str, Tensor]  # what is kept of B rows: field -> B x ...
+Record = dict[str, Tensor]  # what is kept of B rows: field -> B x K
+Fields = Mapping[str, tuple[torch.dtype, int]]  # field -> number type and K
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,14 @@ class Code(Protocol):
         ...
 
     @property
-    def bytes_per_row(self) -> int: ...
+    def fields(self) -> Fields:
+        """What a record consists of."""
+        ...
+
+    @property
+    def bytes_per_row(self) -> int:
+        """``field_bytes(fields)``."""
+        ...
 
     def part(self, layer: str, x_BM: Tensor) -> Record:
         """What must be kept of one layer (B x O*I numbers) until the batch is complete."""
@@ -76,6 +84,11 @@ class Code(Protocol):
 def encoded(code: Code, x_BD: Tensor) -> Record:
     """Whole rows at once."""
     return code.join({name: code.part(name, x_BD[:, span]) for name, span in code.layout.spans.items()})
+
+
+def field_bytes(fields: Fields) -> int:
+    """Bytes of a row with these fields."""
+    return sum(dtype.itemsize * count for dtype, count in fields.values())
 
 
 def record_bytes(record: Mapping[str, Tensor]) -> int:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from whence.errors import OptionError
 from whence.linalg.codes import levels
-from whence.linalg.codes.base import Layout, Record
-
-SCALE_BYTES = 4  # one float32 per row and layer
+from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +31,13 @@ class Dense:
         return {"scheme": self.kind}
 
     @property
+    def fields(self) -> Fields:
+        dtype = torch.float16 if self.kind == "fp16" else torch.int8
+        return {"level": (dtype, self.layout.total), "scale": (torch.float32, len(self.layout.sizes))}
+
+    @property
     def bytes_per_row(self) -> int:
-        return self.layout.total * (2 if self.kind == "fp16" else 1) + SCALE_BYTES * len(self.layout.sizes)
+        return field_bytes(self.fields)
 
     def part(self, layer: str, x_BM: Tensor) -> Record:
         if self.kind == "int8":

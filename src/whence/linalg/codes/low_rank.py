@@ -15,9 +15,8 @@ from torch import Tensor
 from whence.errors import OptionError
 from whence.linalg import draws
 from whence.linalg.codes import levels
-from whence.linalg.codes.base import Layout, Record
+from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
-SCALE_BYTES = 8  # per layer: one float32 for each side
 SPARE, SWEEPS = 4, 3  # further vectors while iterating, and iterations
 
 
@@ -38,8 +37,15 @@ class LowRank:
         return {"scheme": "low_rank", "rank": self.rank}
 
     @property
+    def fields(self) -> Fields:
+        left = sum(self._rank(size) * size[0] for size in self.layout.sizes.values())
+        right = sum(self._rank(size) * size[1] for size in self.layout.sizes.values())
+        scales = 2 * len(self.layout.sizes)
+        return {"left": (torch.int8, left), "right": (torch.int8, right), "scale": (torch.float32, scales)}
+
+    @property
     def bytes_per_row(self) -> int:
-        return sum(self._rank(size) * sum(size) + SCALE_BYTES for size in self.layout.sizes.values())
+        return field_bytes(self.fields)
 
     def _rank(self, size: tuple[int, int]) -> int:
         return min(self.rank, *size)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from whence.errors import OptionError
 from whence.linalg.codes import gaps, levels
-from whence.linalg.codes.base import Layout, Record
+from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
 RANGE_BYTES = 8  # two float32 per row
 FORMED = 1 << 23  # numbers of a block of rows written out in full
@@ -41,8 +41,17 @@ class Sparse:
         return {"scheme": "sparse", "slots": self.slots, "width": self.width}
 
     @property
+    def fields(self) -> Fields:
+        distance = torch.uint8 if self.width == 1 else torch.int16
+        return {
+            "distance": (distance, self.slots),
+            "level": (torch.uint8, self.slots // 2),
+            "range": (torch.float32, 2),
+        }
+
+    @property
     def bytes_per_row(self) -> int:
-        return self.slots * self.width + self.slots // 2 + RANGE_BYTES
+        return field_bytes(self.fields)
 
     def part(self, layer: str, x_BM: Tensor) -> Record:
         """The layer's strongest numbers, as many as could be kept of it, and their positions in the row."""

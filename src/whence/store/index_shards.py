@@ -1,0 +1,182 @@
+"""Shards of an index: coded rows in safetensors files, written once, read block by block through a memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from whence.gradients.source import Closed, GradientSource
+from whence.linalg.codes.base import Code, Record
+from whence.linalg.matrix_batch import MatrixBatch
+from whence.scores.sinks import Sink
+from whence.store import atomic
+from whence.store.index_folder import damaged, shard_name, verify
+
+ROW, NORM, LOSS = "row", "norm", "loss"
+KNOWN = {ROW: torch.int32, NORM: torch.float32, LOSS: torch.float32}
+KNOWN_BYTES = 12  # of these three, per row
+BLOCK = 8192  # rows scored at once
+METADATA = {"format": "whence shard 1"}
+
+
+@dataclass
+class Encode:
+    """The visitor that codes whitened gradients.
+
+    Attributes:
+        code: how.
+        columns: row id -> its number.
+    """
+
+    code: Code
+    columns: Mapping[str, int]
+    records: list[Record] = field(default_factory=list)
+    _parts: dict[str, Record] = field(default_factory=dict)
+    _norm_B: Tensor | None = None
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        x_BM = grads.full().flatten(1)
+        self._parts[layer] = {k: t.cpu() for k, t in self.code.part(layer, x_BM).items()}
+        norm_B = x_BM.square().sum(1).cpu()
+        self._norm_B = norm_B if self._norm_B is None else self._norm_B + norm_B
+
+    def close(self, closed: Closed) -> None:
+        assert self._norm_B is not None
+        record = self.code.join(self._parts)
+        record[ROW] = torch.tensor([self.columns[id_] for id_ in closed.ids], dtype=torch.int32)
+        record[NORM] = torch.where(closed.finite, self._norm_B.float(), torch.nan)
+        record[LOSS] = closed.losses.float()
+        self.records.append(record)
+        self._parts, self._norm_B = {}, None
+
+    def finished(self) -> Record:
+        """All rows seen."""
+        return {name: torch.cat([r[name] for r in self.records]).contiguous() for name in self.records[0]}
+
+
+def shard_batches(source: GradientSource, row_bytes: int, shard_bytes: int) -> list[range]:
+    """Batch numbers of every shard: neighbours in the plan, closed as soon as a shard has its bytes."""
+    found, start, size = [], 0, 0
+    for number in range(source.n_batches):
+        size += source.batch_size(number) * row_bytes
+        if size >= shard_bytes or number == source.n_batches - 1:
+            found.append(range(start, number + 1))
+            start, size = number + 1, 0
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file, atomically; the same tensors make the same bytes."""
+    with atomic.writing(path) as part:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=METADATA)
+
+
+def write_factors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Fitted tensors of every layer, those that layers share once; returns layer -> name -> key in the file."""
+    keys: dict[int, str] = {}
+    kept: dict[str, Tensor] = {}
+    places: dict[str, dict[str, str]] = {}
+    for layer, named in tensors.items():
+        for name, tensor in named.items():
+            key = keys.setdefault(id(tensor), f"{len(keys):05d}")
+            kept.setdefault(key, tensor.clone())
+            places.setdefault(layer, {})[name] = key
+    write_tensors(path, kept)
+    return places
+
+
+def read_factors(path: Path, places: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of ``write_factors``.
+
+    Raises:
+        StoreError: a file that does not hold what it should.
+    """
+    try:
+        kept = load_file(path)
+        return {layer: {name: kept[key] for name, key in named.items()} for layer, named in places.items()}
+    except (SafetensorError, OSError, KeyError, AttributeError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def blocks(path: Path, code: Code, *, rows: int = BLOCK) -> Iterator[Record]:
+    """The shard's records, some rows at a time, so that memory does not depend on the shard's size.
+
+    Raises:
+        StoreError: a file that is not a shard of this code.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            total = parts[ROW].get_shape()[0]
+            for start in range(0, total, rows):
+                block = {name: part[start : start + rows] for name, part in parts.items()}
+                _check_block(path, block, code)
+                yield block
+    except (SafetensorError, OSError, KeyError, IndexError, RuntimeError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def _check_block(path: Path, block: Record, code: Code) -> None:
+    """A file may be whole and still not be ours."""
+    fields = {**code.fields, **dict.fromkeys(KNOWN, None)}
+    rows = len(block[ROW])
+    for name in {*fields, *block}:
+        dtype, *count = fields.get(name) or (KNOWN.get(name),)
+        if name not in block or block[name].dtype != dtype or tuple(block[name].shape) != (rows, *count):
+            raise damaged(path, f"it does not hold the rows of this index ({name})")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The shards of a finished index.
+
+    Attributes:
+        folder: where they are.
+        manifest: its manifest.
+        code: how rows are coded.
+        ids: all row ids; a shard holds their numbers.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    code: Code
+    ids: Sequence[str]
+
+    def blocks(self) -> Iterator[Record]:
+        """All coded rows; every shard is checked before its first row is given.
+
+        Raises:
+            StoreError: a shard that is missing or damaged.
+        """
+        for number in range(self.manifest["shards"]):
+            path = verify(self.folder, self.manifest, shard_name(number))
+            for block in blocks(path, self.code):
+                row = block[ROW]
+                if len(row) and (int(row.min()) < 0 or int(row.max()) >= len(self.ids)):
+                    raise damaged(path, "it holds rows that are not in the index")
+                yield block
+
+    def search(self, query_QD: Tensor, sink: Sink, progress: Callable[[int], None] = lambda _rows: None) -> np.ndarray:
+        """Scores of dense whitened queries against every row, into the sink.
+
+        Returns:
+            N squared norms of the whitened rows (their self-influence); NaN for rows without a score.
+        """
+        norms = np.full(len(self.ids), np.nan)
+        for block in self.blocks():
+            scores_BQ = self.code.dot(block, query_QD)
+            rows, norm = block[ROW].long().numpy(), block[NORM].double().numpy()
+            block_QB = scores_BQ.T.double().cpu().numpy().copy()
+            block_QB[:, ~np.isfinite(norm)] = np.nan
+            sink.put([self.ids[int(n)] for n in rows], block_QB, None)
+            norms[rows] = norm
+            progress(len(rows))
+        return norms
