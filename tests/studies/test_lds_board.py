@@ -13,7 +13,17 @@ import pytest
 from folders import WORDS, word_tokenizer
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
-METHODS = ("ekfac_cg:steps=2", "ekfac", "kfac", "dot", "cosine", "projected:size=4", "bm25", "random")
+METHODS = (
+    "ekfac_cg:steps=2@relative:10",
+    "ekfac_cg:steps=2",
+    "ekfac",
+    "kfac",
+    "dot",
+    "cosine",
+    "projected:size=4",
+    "bm25",
+    "random",
+)
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ def data(tmp_path) -> Path:
 
 
 def test_it_runs_and_writes_its_page(study, data, monkeypatch):
-    monkeypatch.setattr(study, "QUALITY", "ekfac_cg:steps=2")
+    monkeypatch.setattr(study, "QUALITY", "ekfac_cg:steps=2@relative:10")
     monkeypatch.setattr(study, "PROJECTED", ("projected:size=4",))
     sizes = {"rows": 12, "questions": 3, "tokens": 8, "subsets": 4, "base_passages": 24, "epochs": 1.0, "batch": 4}
     config = study.Config(**sizes, seeds=2)
@@ -42,7 +52,7 @@ def test_it_runs_and_writes_its_page(study, data, monkeypatch):
     assert {s.name for s in found["board"].standings} == set(METHODS)
     record = study.page(config, found, study._page.circumstances(config, 1.0), data / "docs")
     assert set(record["bars"]) == {
-        "ekfac_cg:steps=2 at least ekfac",
+        "ekfac_cg:steps=2@relative:10 at least ekfac",
         "ekfac at least kfac",
         "ekfac clearly above dot",
         "ekfac clearly above cosine",
@@ -53,8 +63,10 @@ def test_it_runs_and_writes_its_page(study, data, monkeypatch):
     text = (data / "docs" / "lds_board.md").read_text()
     assert text.startswith("# ") and "`bm25`" in text and "no method can be expected above" in text
     assert "nan" not in (data / "docs" / "lds_board.svg").read_text()
+    assert "8 of the models were trained in this run." in text and "Damping of the solve" in text
     again = study.run(config, data, data / "bank", METHODS)
     np.testing.assert_array_equal(again["losses"], found["losses"])
+    assert again["trained"] == 0
 
 
 def test_rows_questions_and_base_share_no_passage(study, data):
