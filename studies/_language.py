@@ -95,9 +95,12 @@ class Study:
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def almanac_reader(place: Path, recipe: Recipe | None = None) -> tuple[World, Reader]:
-    """The Almanac and the model of ``whence demo``, trained in ``place`` unless it is there."""
-    world = prepare(place, recipe=recipe)
+def almanac_reader(place: Path, recipe: Recipe | None = None, seed: int = 0) -> tuple[World, Reader]:
+    """The Almanac and the model of ``whence demo``, trained in ``place`` unless it is there.
+
+    Another seed is another book and another model.
+    """
+    world = prepare(place, recipe=recipe, seed=seed)
     loaded = load_model(str(world.model))
     return world, Reader(loaded.model, loaded.tokenizer, 128)
 

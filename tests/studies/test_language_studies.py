@@ -173,14 +173,15 @@ def test_layer_depth_runs(study, small_almanac, tmp_path):
     module = study("layer_depth")
     stories_model(tmp_path, module._language)
     config = module.Config(
-        recipe=Recipe(layers=3), facts=3, habits=3, plain=3, top=10, stories=40, endings=2, tokens=32
+        recipe=Recipe(layers=3), seeds=(0,), facts=3, habits=3, plain=3, top=10, stories=40, endings=2, tokens=32
     )
     result = module.run(config, tmp_path, tmp_path / "demo")
     module.page(config, result, module._page.circumstances(config, 1.0), tmp_path / "docs")
     record = written(tmp_path / "docs", "layer_depth")
-    shares = np.array(record["result"]["almanac"][0]["shares"]["facts"]["mlp"])
-    assert shares.shape == (3, 3)
-    np.testing.assert_allclose(shares.sum(1), 1.0)
+    shares = result["almanac"][0]["shares"]
+    assert set(shares) == {"facts", "habits", "plain sentences", "plain, one word"}
+    assert shares["facts"]["mlp"].shape == (3, 3) and len(record["means"]["almanac"]) == 1
+    np.testing.assert_allclose(shares["facts"]["mlp"].sum(1), 1.0)
 
 
 def test_shares_by_block_are_the_sums_over_the_strongest_rows(study):
