@@ -39,7 +39,8 @@ from whence.options import read_config
 from whence.pipeline import Material
 from whence.watch import Silent, Watcher
 
-LDS = ("ekfac_cg", "ekfac", "kfac", *(name for name in EVERYONE if name != "ekfac"))
+# the quality mode with few steps, for the sake of time, and with the damping that it needs (docs/studies/lds_board.md)
+LDS = ("ekfac_cg:steps=3@relative:10", "ekfac", "kfac", *(name for name in EVERYONE if name != "ekfac"))
 LOO = ("ekfac", "dot", "cosine", "bm25", "random")
 REMOVAL = ("ekfac", "relative:ekfac", "dot", "bm25", "activation", "random")
 RELATIVE_SIZE = ("identity", "projected", "trackstar", "trak")  # methods whose scores are in no unit of their own

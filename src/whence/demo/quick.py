@@ -18,7 +18,7 @@ from whence.demo.train import one_thread, train_almanac_model
 from whence.evaluate.outcome import Outcome
 from whence.evaluate.trainers import Recipe
 from whence.loading.guards import quiet
-from whence.retraining import LDS, Retraining, lds, loo, removal
+from whence.retraining import Retraining, lds, loo, removal
 from whence.store import atomic
 from whence.watch import Watcher
 
@@ -34,7 +34,6 @@ class Quick:
         questions: at most this many of each kind.
         subsets: halves of the rows.
         learned: documents that the base reads at most.
-        contenders: of ``lds``, unless others are asked for; the quality mode with few steps and much damping.
         base: training of the base.
         recipe: of every fine-tuning.
     """
@@ -43,7 +42,6 @@ class Quick:
     questions: int = 16
     subsets: int = 48
     learned: int = 10_000
-    contenders: tuple[str, ...] = ("ekfac_cg:steps=3@relative:10", *LDS[1:])
     base: BookRecipe = field(
         default_factory=lambda: BookRecipe(width=64, inner=160, layers=2, passes=5, weight_decay=0.1)
     )
@@ -70,8 +68,7 @@ def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, wat
     """
     quick = quick or Quick()
     with one_thread():
-        terms = how.terms if how.terms.contenders else replace(how.terms, contenders=quick.contenders)
-        found = embedded(place, replace(how, terms=terms), quick, watch)
+        found = embedded(place, how, quick, watch)
         return lds(None, train=found.train, query=found.query, how=found.how, subsets=quick.subsets, watch=watch)
 
 
