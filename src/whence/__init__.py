@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from whence.api import attribute as attribute
     from whence.api import load as load
     from whence.api import self_influence as self_influence
+    from whence.asking import ask as ask
     from whence.curvature.base import Method as Method
     from whence.errors import WhenceError as WhenceError
+    from whence.indexing import build_index as build_index
     from whence.linalg.damping import absolute as absolute
     from whence.linalg.damping import factored as factored
     from whence.linalg.damping import relative as relative
@@ -36,6 +38,8 @@ __version__ = "0.1.0"
 # No name may equal that of a module of whence (``report``, ``check`` ...): importing the module would overwrite it.
 _HOMES = {
     "attribute": "whence.api",
+    "ask": "whence.asking",
+    "build_index": "whence.indexing",
     "load": "whence.api",
     "self_influence": "whence.api",
     "TraceOptions": "whence.options",
@@ -58,7 +62,9 @@ __all__ = [
     "WhenceError",
     "__version__",
     "absolute",
+    "ask",
     "attribute",
+    "build_index",
     "factored",
     "load",
     "relative",

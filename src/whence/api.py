@@ -80,7 +80,7 @@ def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
     """
     contrast = "contrast" if request.against is not None else None
     ask = _resolve(request.options, {"pretraining": _pretraining(request), "combine": contrast}, watch)
-    scores = _run(ask, request.model, list(request.data), _asked(request), request=request, out=request.out)
+    scores = _run(ask, request.model, list(request.data), asked_of(request), request=request, out=request.out)
     if request.report:
         write_report(scores, request.report)
     return scores
@@ -209,7 +209,7 @@ def _pretraining(request: TraceRequest) -> Pretraining | None:
     return Pretraining(request.pretrained, list(request.pretrained_data), request.alpha)
 
 
-def _asked(request: TraceRequest) -> Any:
+def asked_of(request: TraceRequest) -> Any:
     """The request's question files, and the one typed in its fields."""
     files: dict[str, Any] = {}
     for place in request.query:
@@ -270,15 +270,15 @@ def _answered(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, di
 
 def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
     if ask.pretraining is not None:
-        return attribute_stages(ask, ask.pretraining, model, train=train, query=_questions(query))
+        return attribute_stages(ask, ask.pretraining, model, train=train, query=questions_of(query))
     if ask.options.checkpoints is not None:
-        return attribute_checkpoints(ask, model, train=train, query=_questions(query))
+        return attribute_checkpoints(ask, model, train=train, query=questions_of(query))
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         subject = open_subject(model, ask.options, ask.watch, task=ask.task)
         trained = open_rows(subject, train, what="train")
-        asked = focused(subject, open_rows(subject, answered(subject, _questions(query)), what="query"))
+        asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
         asked = measured(ask, asked)
     with _timed(seconds, "queries"):
         check_losses(asked)
@@ -313,7 +313,7 @@ def _with_solves(factors: Factors, inverse: Operator, watch: Watcher) -> Factors
     return Factors(factors.tensors, {**factors.about, "solves": reports, "notes": notes})
 
 
-def _questions(query: Any) -> Any:
+def questions_of(query: Any) -> Any:
     """One question may be one dictionary; ``response`` is what a prompt's ``completion`` is called elsewhere."""
     rows = [query] if isinstance(query, Mapping) and detect_shape(_completed(query)) else query
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):

@@ -44,9 +44,9 @@ def assemble(
         factors: the fit, for its record.
         seconds: how long each part took.
     """
-    quarantine = (*trained.quarantine, *_nonfinite(trained, found))
-    views = _views(trained, quarantine)
-    query_views = found.get("query_rows") or _views(asked, ())
+    quarantine = (*trained.quarantine, *nonfinite_rows(trained, found))
+    views = views_of(trained, quarantine)
+    query_views = found.get("query_rows") or views_of(asked, ())
     columns = found.get("columns")
     return Scores(
         values=found["values"],
@@ -54,14 +54,14 @@ def assemble(
         train_ids=tuple(trained.rows.ids),
         n_train=len(trained.examples),
         columns=columns,
-        about=_about(subject, trained, asked, factors=factors, seconds=seconds)
+        about=about_of(subject, trained, asked, factors=factors, seconds=seconds)
         | {"quarantine": [asdict(q) for q in quarantine]},
         per_layer=found.get("per_layer"),
         layer_names=tuple(found["layers"]) if found.get("per_layer") is not None else (),
         self_influence=found.get("self_influence"),
         train_rows=views,
         query_rows=query_views,
-        lexical=_lexical(subject, query_views, views, columns),
+        lexical=lexical_of(subject, query_views, views, columns),
         **{name: found[name] for name in CLOSER if name in found},
     )
 
@@ -116,9 +116,10 @@ def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
     return None
 
 
-def _about(
+def about_of(
     subject: Subject, trained: Material, asked: Material, *, factors: Factors, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
+    """What a result says of itself."""
     options, loaded = subject.options, subject.loaded
     tokenizer = loaded.about.get("tokenizer") or {}
     peak = peak_memory_bytes()
@@ -191,7 +192,7 @@ def _changes(trained: Material, asked: Material) -> list[str]:
     ]
 
 
-def _nonfinite(trained: Material, found: Mapping[str, Any]) -> list[Quarantined]:
+def nonfinite_rows(trained: Material, found: Mapping[str, Any]) -> list[Quarantined]:
     """Rows whose loss or gradient was not finite: found while scoring, and left out there."""
     losses = found["losses"]
     bad = {id_ for id_, loss in losses.items() if not np.isfinite(loss)}
@@ -203,7 +204,7 @@ def _nonfinite(trained: Material, found: Mapping[str, Any]) -> list[Quarantined]
     return [Quarantined(rows[id_].location, NONFINITE, message, id_) for id_ in losses if id_ in bad]
 
 
-def _views(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[str, RowView]:
+def views_of(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[str, RowView]:
     """Texts and status by id, for all rows, also those that could not even be read."""
     rows, bad = material.by_id(), {entry.id: entry for entry in quarantine}
     cut = {example.id for example in material.examples if example.truncated}
@@ -217,9 +218,10 @@ def _views(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[str,
     return views
 
 
-def _lexical(
+def lexical_of(
     subject: Subject, queries: Mapping[str, RowView], rows: Mapping[str, RowView], columns: np.ndarray | None
 ) -> np.ndarray | None:
+    """BM25 of every question against every row (or those kept); None when not wanted or too many."""
     if not subject.options.lexical or len(queries) * len(rows) > LEXICAL_MOST:
         return None
     values = bm25_scores([view.text for view in queries.values()], [view.text for view in rows.values()])

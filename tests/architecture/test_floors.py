@@ -19,6 +19,8 @@ FLOORS = {
         "loading",
         "pipeline",
         "assemble",
+        "asking",
+        "indexing",
         "stages",
         "dampings",
         "evaluating",

@@ -1,0 +1,183 @@
+"""Answers from an index: the model for the question's gradient, the stored curvature, one product with every row."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from whence.api import questions_of, write_report
+from whence.api import save as save_run
+from whence.assemble import lexical_of, views_of
+from whence.curvature.base import Factors, Problem, get_method
+from whence.errors import OptionError
+from whence.indexing import INCIDENTAL, OF_THE_MODEL, Wish, damped_inverse, model_identity
+from whence.linalg.codes.base import Layout
+from whence.linalg.codes.choose import code_of
+from whence.linalg.damping import parse_damping
+from whence.linalg.operators import Blocks, Identity
+from whence.options import TraceOptions, trace_options
+from whence.pipeline import Material, Subject, open_rows, open_subject
+from whence.questions import answered, focused, pose, posed_views
+from whence.results import Scores
+from whence.scores.relative import cosine_scores, relative_scores
+from whence.scores.sinks import AllScores, TopK
+from whence.scoring import check_losses, counted, measured
+from whence.store import atomic, index_folder, index_shards, tables
+from whence.store.index_folder import FACTORS, QUARANTINE, ROWS
+from whence.watch import Silent, Watcher
+
+# settings that a question may have for itself; the others are those of the curvature and of the rows
+FREE = {*INCIDENTAL, "normalise", "span", "combine", "generate", "columns", "batch_tokens"}
+
+
+def ask(
+    index: str | Path,
+    query: Any,
+    *,
+    model: Any = None,
+    out: str | Path | None = None,
+    report: str | Path | None = None,
+    watch: Watcher | None = None,
+    **overrides: Any,
+) -> Scores:
+    """Which rows of an index made the model answer like this? Reads the model and the index, never the training rows.
+
+    Args:
+        index: folder of a finished index.
+        query: questions, as in ``whence.attribute``.
+        model: the indexed model, if it is no longer where it was; it is recognised by content.
+        out: folder for scores, provenance and report.
+        report: file for the HTML report.
+        watch: hears how far the work is.
+        overrides: ``top_k``, ``normalise`` (none, relative, cosine), ``span``, ``combine``, ``generate``, ``device``,
+            ``lexical``, ``columns``.
+
+    Returns:
+        Scores as of ``attribute``, without token scores.
+
+    Raises:
+        StoreError: no finished index, a damaged file, or a model that is not the indexed one (names the fields).
+        WhenceError: as ``attribute``.
+    """
+    started = time.perf_counter()
+    place = Path(index).expanduser()
+    body = index_folder.read_manifest(place)
+    options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
+    wish = _resolve_question(body, options, watch)
+    if model is None and str(body["spec"]).startswith("live "):
+        raise OptionError(
+            "an index of a live model", wanted="that model", try_="whence.ask(index, query, model=(model, tokenizer))"
+        )
+    scores = _answer(wish, place, body, model=body["spec"] if model is None else model, query=query)
+    seconds = {"total": round(time.perf_counter() - started, 3)}
+    scores = scores.with_(about={**scores.about, "seconds": seconds})
+    if out is not None:
+        save_run(scores, out)
+        wish.watch.note("out", f"written   {out}", folder=str(out))
+    if report is not None:
+        write_report(scores, report)
+    return scores
+
+
+def _resolve_question(body: Mapping[str, Any], options: TraceOptions, watch: Watcher | None) -> Wish:
+    """The settings of a question; those of the curvature are the index's."""
+    stored = trace_options(body["options"])
+    fixed = [n for n in TraceOptions.model_fields if n not in FREE and getattr(stored, n) != getattr(options, n)]
+    if fixed:
+        raise OptionError(
+            f"{', '.join(fixed)} for an index that is built", wanted="its own settings", try_="a new index"
+        )
+    if options.normalise == "theta":
+        raise OptionError("normalise theta from an index", wanted="none, relative or cosine", try_="whence trace")
+    return Wish(get_method(options.method), parse_damping(options.damping), options, watch or Silent())
+
+
+def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, query: Any) -> Scores:
+    subject = open_subject(model, wish.options, wish.watch)
+    stored = {f: v for f, v in body["identity"].items() if f.startswith(OF_THE_MODEL)}
+    index_folder.require_same(place, stored, atomic.plain(model_identity(subject)))
+    views = tables.read_rows(index_folder.verify(place, body, ROWS))
+    asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
+    asked = measured(wish, asked)
+    check_losses(asked)
+    shelf = _shelf(place, body, tuple(views))
+    query_QD, norms_Q = _whitened_queries(wish, subject, asked, shelf)
+    values, columns = _searched(wish, shelf, query_QD, norms_Q)
+    query_views = posed_views(subject, asked) or views_of(asked, ())
+    about = {**body["about"], "query": asked.about(), "normalise": wish.options.normalise}
+    about["index"] = {"rows": body["rows"], "bytes_per_row": body["bytes_per_row"], **body["code"]}
+    about["warnings"] = [*about.get("warnings", ()), _caution(body)]
+    quarantine = _lines(index_folder.verify(place, body, QUARANTINE))
+    return Scores(
+        values=values,
+        query_ids=tuple(query_views),
+        train_ids=tuple(views),
+        n_train=int(body["n_train"]),
+        columns=columns,
+        about={**about, "quarantine": quarantine},
+        train_rows=views,
+        query_rows=query_views,
+        lexical=lexical_of(subject, query_views, views, columns),
+    )
+
+
+def _shelf(place: Path, body: Mapping[str, Any], ids: tuple[str, ...]) -> index_shards.Shelf:
+    layout = Layout({name: (int(size[0]), int(size[1])) for name, size in body["layout"].items()})
+    return index_shards.Shelf(place, body, code_of(layout, body["code"]), ids)
+
+
+def _whitened_queries(
+    wish: Wish, subject: Subject, asked: Material, shelf: index_shards.Shelf
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Q x D whitened gradients of the questions as posed, and their Q squared lengths."""
+    path = index_folder.verify(shelf.folder, shelf.manifest, FACTORS)
+    tensors = index_shards.read_factors(path, shelf.manifest["places"])
+    problem = Problem(asked.source, wish.options.fisher, wish.options.seed)
+    inverse = damped_inverse(wish, Factors(tensors, shelf.manifest["fit"]), problem)
+    plain = Blocks({name: Identity(*size) for name, size in subject.layers.sizes.items()})
+    raw = pose(subject, asked, plain).grads
+    flat = {name: inverse.layers[name].whiten(raw[name]).full() for name in shelf.code.layout.sizes}
+    query_QD = shelf.code.layout.flat(flat).cpu()
+    return query_QD, query_QD.double().square().sum(1).numpy()
+
+
+def _searched(
+    wish: Wish, shelf: index_shards.Shelf, query_QD: torch.Tensor, norms_Q: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values and columns: streaming where only the strongest are wanted and nothing must be divided."""
+    ids, top_k, how = shelf.ids, wish.options.top_k, wish.options.normalise
+    columns = {id_: n for n, id_ in enumerate(ids)}
+    best = None if top_k is None else TopK(columns, top_k, len(query_QD))
+    with counted(wish.watch, "search", int(shelf.manifest["n_train"])) as count:
+        if best is not None and how == "none":
+            shelf.search(query_QD, best, count)
+            return best.finish()
+        sink = AllScores.empty(len(query_QD), ids)
+        norms_N = shelf.search(query_QD, sink, count)
+    values = sink.values
+    if how == "relative":
+        values = relative_scores(values, norms_N)
+    elif how == "cosine":
+        values = cosine_scores(values, norms_N, norms_Q)
+    if best is None:
+        return values, None
+    best.put(ids, values, None)
+    return best.finish()
+
+
+def _caution(body: Mapping[str, Any]) -> str:
+    row, numbers = body["bytes_per_row"], sum(o * i for o, i in body["layout"].values())
+    return (
+        f"scores come from an index that keeps {row:,} bytes of each row's {numbers:,} numbers "
+        f"({body['code']['scheme']}); trace scores the rows in full"
+    )
+
+
+def _lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

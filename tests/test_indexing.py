@@ -1,0 +1,238 @@
+"""Index and ask: the scores of ``attribute`` from disk, and nothing lost, mixed up or believed when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whence
+from folders import animal_rows, edit_weights, model_folder, tiny_llama, word_tokenizer, write_rows
+from whence.errors import OptionError, StoreError
+from whence.store import atomic, index_folder
+
+QUESTION = [{"prompt": "the cat sat on", "completion": " the mat ."}, {"prompt": "the dog", "completion": " ran on ."}]
+SMALL = {"budget": 0.3, "shard_bytes": 1000}  # KB: sparse, several shards
+WHOLE = {"budget": 100}
+
+
+def live() -> tuple[Any, Any]:
+    return tiny_llama().double(), word_tokenizer()
+
+
+def build(out: Path, **given: Any) -> dict[str, Any]:
+    settings = {"train": animal_rows(), "compression": WHOLE, "batch_tokens": 32, **given}
+    return whence.build_index(settings.pop("model", None) or live(), out=out, **settings)
+
+
+def answer(index: Path, **given: Any) -> whence.Scores:
+    return whence.ask(index, QUESTION, model=given.pop("model", None) or live(), **given)
+
+
+def exact(**given: Any) -> whence.Scores:
+    settings = {"train": animal_rows(), "query": QUESTION, "tokens": 0, "batch_tokens": 32, "fit_rows": "all", **given}
+    return whence.attribute(live(), **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the manifest and the journal of the fit, which say how long things took."""
+    timed = {index_folder.MANIFEST, "factors.json"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in timed and not p.name.endswith(".lock")}
+
+
+@pytest.mark.parametrize("method", ["ekfac", "ekfac:blocks=2", "kfac", "diagonal", "identity", "logra:size=3"])
+def test_scores_of_all_numbers_are_those_of_attribute(tmp_path: Path, method: str) -> None:
+    assert build(tmp_path / "i", method=method, fit_rows="all")["code"] == {"scheme": "fp16"}
+    found, truth = answer(tmp_path / "i"), exact(method=method)
+    assert found.train_ids == truth.train_ids and found.query_ids == truth.query_ids
+    np.testing.assert_allclose(found.values, truth.values, atol=2e-3 * np.abs(truth.values).max())
+    np.testing.assert_array_equal(found.lexical, truth.lexical)
+    assert found.n_train == truth.n_train and found.train_rows == truth.train_rows
+
+
+@pytest.mark.parametrize("how", ["cosine", "relative"])
+def test_normalised_scores(tmp_path: Path, how: str) -> None:
+    build(tmp_path / "i", fit_rows="all")
+    truth = exact(normalise=how).values
+    np.testing.assert_allclose(answer(tmp_path / "i", normalise=how).values, truth, atol=2e-3 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("how", ["none", "cosine"])
+def test_top_k_is_that_of_all_scores(tmp_path: Path, how: str) -> None:
+    body = build(tmp_path / "i", compression=SMALL)
+    assert body["code"]["scheme"] == "sparse" and body["shards"] > 2 and body["bytes_per_row"] <= 312
+    every, best = answer(tmp_path / "i", normalise=how), answer(tmp_path / "i", normalise=how, top_k=3)
+    for q in range(2):
+        for side in ("proponents", "opponents"):
+            shown = [[r.train_id for r in getattr(s, side)(q, 3)] for s in (every, best)]
+            assert shown[0] == shown[1]
+
+
+def test_mixed_questions_and_spans(tmp_path: Path) -> None:
+    build(tmp_path / "i", fit_rows="all")
+    for given in ({"combine": "contrast"}, {"combine": "mean"}, {"span": "1:4"}):
+        truth = exact(**given)
+        found = answer(tmp_path / "i", **given)
+        np.testing.assert_allclose(found.values, truth.values, atol=2e-3 * np.abs(truth.values).max())
+        assert found.query_ids == truth.query_ids
+
+
+def test_an_answer_is_a_run_with_a_report(tmp_path: Path) -> None:
+    build(tmp_path / "i")
+    found = answer(tmp_path / "i", out=tmp_path / "run", report=tmp_path / "page.html")
+    np.testing.assert_array_equal(whence.load(tmp_path / "run").values, found.values)
+    assert "scores come from an index" in (tmp_path / "page.html").read_text()
+
+
+def test_a_bad_row_has_no_score(tmp_path: Path) -> None:
+    rows = [*animal_rows(), {"text": "."}]
+    build(tmp_path / "i", train=rows, max_bad_rows=2)
+    found = answer(tmp_path / "i")
+    assert np.isnan(found.values[:, -1]).all() and np.isfinite(found.values[:, :-1]).all()
+    assert found.train_rows[found.train_ids[-1]].status.startswith("quarantined")
+    assert found.n_train == 12
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_resumed_after_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at each commit point in turn, then run again: the files of an undisturbed run, finished shards kept."""
+    build(tmp_path / "whole", compression=SMALL)
+    expected = contents(tmp_path / "whole")
+    points = 0
+
+    def stop_at(number: int) -> None:
+        seen = 0
+
+        def reach(point: str, path: Path) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == number:
+                raise _StopError
+
+        monkeypatch.setattr(atomic, "reach", reach)
+
+    for number in range(1, 200, 7):
+        folder = tmp_path / f"at-{number}"
+        stop_at(number)
+        try:
+            build(folder, compression=SMALL)
+        except _StopError:
+            points += 1
+            assert not (folder / index_folder.MANIFEST).exists() or number > 40
+        else:
+            break
+        finally:
+            monkeypatch.setattr(atomic, "reach", lambda point, path: None)
+        before = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.safetensors")}
+        journalled = {p.with_suffix(".safetensors").name for p in folder.glob("shard-*.json")}
+        build(folder, compression=SMALL)
+        assert contents(folder) == expected
+        assert all((folder / name).stat().st_mtime_ns == before[name] for name in journalled)
+    assert points >= 5
+
+
+def test_a_damaged_shard_is_found_before_use_and_alone_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "i"
+    build(folder, compression=SMALL)
+    whole, before = contents(folder), {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    shard = folder / "shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match=r"shard-00001.safetensors is damaged"):
+        answer(folder)
+    build(folder, compression=SMALL)
+    assert contents(folder) == whole
+    others = [p for p in folder.glob("shard-*.safetensors") if p != shard]
+    assert others and all(p.stat().st_mtime_ns == before[p.name] for p in others)
+    assert np.isfinite(answer(folder).values).all()
+
+
+@pytest.mark.parametrize("name", ["factors.safetensors", "rows.parquet", "quarantine.jsonl", "index.json"])
+def test_damage_anywhere_is_found(tmp_path: Path, name: str) -> None:
+    build(tmp_path / "i", train=[*animal_rows(), {"text": "."}], max_bad_rows=2)
+    path = tmp_path / "i" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=r"damaged"):
+        answer(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model": (tiny_llama(seed=1).double(), word_tokenizer())}, "model.digest"),
+        ({"train": animal_rows(11)}, "data"),
+        ({"method": "kfac"}, "options.method"),
+        ({"damping": 0.2}, "options.damping"),
+        ({"max_length": 5}, "task.max_length"),
+        ({"compression": {"budget": 0.2}}, "compression.budget"),
+    ],
+)
+def test_another_plan_is_refused_by_field(tmp_path: Path, change: dict[str, Any], field: str) -> None:
+    build(tmp_path / "i", compression=SMALL)
+    before = contents(tmp_path / "i")
+    with pytest.raises(StoreError, match=rf"index of something else \(.*{field}"):
+        build(tmp_path / "i", **{"compression": SMALL, **change})
+    assert {n: b for n, b in contents(tmp_path / "i").items() if n != ".whence"} == {
+        n: b for n, b in before.items() if n != ".whence"
+    }
+
+
+def test_a_changed_model_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    model, rows = model_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", animal_rows())
+    build(tmp_path / "i", model=str(model), train=str(rows))
+    rows.unlink()  # an answer never needs them
+    assert np.isfinite(whence.ask(tmp_path / "i", QUESTION).values).all()
+    moved = tmp_path / "elsewhere"
+    model.rename(moved)
+    assert np.isfinite(whence.ask(tmp_path / "i", QUESTION, model=str(moved)).values).all()
+    tokenizer = json.loads((moved / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zebra"] = len(tokenizer["model"]["vocab"])
+    (moved / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(StoreError, match=r"tokenizer\.checksum"):
+        whence.ask(tmp_path / "i", QUESTION, model=str(moved))
+    model_folder(moved)
+    edit_weights(moved, model__norm__weight=lambda t: t + 1)
+    with pytest.raises(StoreError, match=r"model\.model\.safetensors"):
+        whence.ask(tmp_path / "i", QUESTION, model=str(moved))
+
+
+def test_no_index_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not an index"):
+        answer(tmp_path)
+    build(tmp_path / "i")
+    (tmp_path / "i" / index_folder.MANIFEST).unlink()
+    with pytest.raises(StoreError, match="unfinished index"):
+        answer(tmp_path / "i")
+
+
+def test_a_run_and_an_index_do_not_share_a_folder(tmp_path: Path) -> None:
+    build(tmp_path / "i")
+    with pytest.raises(StoreError, match="holds index files"):
+        exact(out=tmp_path / "i")
+    exact(out=tmp_path / "run")
+    with pytest.raises(StoreError, match="holds run files"):
+        build(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"method": "trak:size=3"}, "no per-layer inverse"), ({"normalise": "theta"}, "theta"), ({"span": "1:2"}, "span")],
+)
+def test_what_cannot_be_indexed(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        build(tmp_path / "i", **given)
+
+
+def test_a_question_cannot_change_the_curvature(tmp_path: Path) -> None:
+    build(tmp_path / "i")
+    with pytest.raises(OptionError, match="damping for an index"):
+        answer(tmp_path / "i", damping=0.5)
