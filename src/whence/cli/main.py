@@ -44,6 +44,8 @@ BUG, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
 VERBS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo", "A small model, a made-up encyclopedia, and where its answers come from."),
     "trace": ("trace", "Which training rows made the model say this?"),
+    "index": ("index", "Keep every row's gradient in few bytes, so that any question takes moments."),
+    "ask": ("index", "Which rows of an index made the model say this?"),
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
     "damping": ("damping", "Which damping does the evidence speak for?"),
     "evaluate": ("evaluate", "Does the score predict what retraining does? Proof, with baselines and controls."),

@@ -25,7 +25,7 @@ def choose(layout: Layout, budget: int, scheme: str = AUTO) -> Code:
     """The code that fits into ``budget`` bytes a row.
 
     ``auto`` takes every number where they all fit (in 16, else in 8 bits) and each row's strongest ones where they do
-    not: at every budget measured these rank rows best (docs/studies/index_compression.md).
+    not: of the schemes here these rank rows best at every budget measured (docs/studies/index_compression.md).
 
     Raises:
         OptionError: no such scheme, or it does not fit.
