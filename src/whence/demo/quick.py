@@ -40,7 +40,7 @@ class Quick:
 
     rows: int = 256
     questions: int = 16
-    subsets: int = 48
+    subsets: int = 40
     learned: int = 10_000
     base: BookRecipe = field(
         default_factory=lambda: BookRecipe(width=64, inner=160, layers=2, passes=5, weight_decay=0.1)
