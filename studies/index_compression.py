@@ -285,7 +285,8 @@ def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: 
         f"best shipped scheme up to 15 KB, {peer['name']}, has {peer['spearman']:.3f} and {peer['recall']:.3f}.\n\n"
         "Reading: whiten before compressing, then let every row keep its own strongest numbers. `sparse` spends one "
         "byte on the distance to the last number kept and half a byte on sign and size (three bits on a logarithmic "
-        "scale; `before rounding` has the same numbers in 32 bits at the bytes of the rounded ones). `coordinates` keeps the same numbers for all rows. "
+        "scale; `before rounding` has the same numbers in 32 bits at the bytes of the rounded ones). "
+        "`coordinates` keeps the same numbers for all rows. "
         "PCA is judged on rows that its basis was not made of; its basis (D numbers a component) is not counted. "
         "Random projections and the indexes built on them spend their bytes worst."
     )

@@ -13,6 +13,8 @@ from whence.errors import OptionError
 from whence.linalg.codes import levels
 from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
+WIDENED = 1 << 20  # numbers widened at once: they stay in the cache, and the memory is used again
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -52,8 +54,12 @@ class Dense:
     def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
         total = torch.zeros(len(record["scale"]), len(query_QD), dtype=query_QD.dtype, device=query_QD.device)
         for number, span in enumerate(self.layout.spans.values()):
-            block_BQ = record["level"][:, span].to(query_QD.dtype) @ query_QD[:, span].T
-            total += block_BQ * record["scale"][:, number : number + 1].to(query_QD.dtype)
+            level, asked_MQ = record["level"][:, span], query_QD[:, span].T.contiguous()
+            step = max(1, WIDENED // level.shape[1])
+            for start in range(0, len(level), step):
+                block_BQ = level[start : start + step].to(query_QD.dtype) @ asked_MQ
+                scale = record["scale"][start : start + step, number : number + 1].to(query_QD.dtype)
+                total[start : start + step] += block_BQ * scale
         return total
 
 

@@ -18,7 +18,7 @@ from whence.linalg.codes import gaps, levels
 from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
 RANGE_BYTES = 8  # two float32 per row
-FORMED = 1 << 23  # numbers of a block of rows written out in full
+FORMED = 1 << 21  # numbers of a block of rows written out in full
 DENSE_UP_TO = 64  # rows are written out when at least one number in so many is kept; else the queries are gathered
 
 
