@@ -10,7 +10,7 @@ from whence.linalg.codes import gaps, levels
 from whence.linalg.codes.base import Layout, encoded, record_bytes
 from whence.linalg.codes.choose import SCHEMES, choose, code_of
 from whence.linalg.codes.low_rank import truncated
-from whence.linalg.codes.sparse import Sparse
+from whence.linalg.codes.sparse import Sparse, largest
 
 LAYOUT = Layout({"a": (7, 11), "b": (20, 16), "c": (3, 3)})
 
@@ -161,3 +161,28 @@ def test_auto_keeps_everything_where_it_fits() -> None:
         choose(LAYOUT, 200, "spars")
     with pytest.raises(OptionError, match="bytes a row"):
         choose(LAYOUT, 8, "sparse")
+
+
+@pytest.mark.parametrize("shape", ["random", "one block", "unseen", "zeros"])
+def test_the_largest_are_found_by_a_guess(shape: str) -> None:
+    """Also where the sample misleads: everything large in a few places, or almost everything 0."""
+    x = rows(3, total=20_000)
+    if shape == "one block":
+        x[:, 100:1000] *= 1e5
+    elif shape == "unseen":
+        x[:, ::16] = 0
+    elif shape == "zeros":
+        x[:, 5:] = 0
+    for row in x:
+        values, at = largest(row, 500)
+        assert torch.equal(values, row[at]) and len(at.unique()) == 500
+        assert torch.equal(values.abs(), row.abs().topk(500).values)
+
+
+def test_rows_kept_whole_and_rows_cut_layer_by_layer_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout({"a": (100, 70), "b": (64, 128)})
+    code, x = choose(layout, 1000, "sparse"), rows(5, total=layout.total)
+    whole = encoded(code, x)
+    monkeypatch.setattr("whence.linalg.codes.sparse.WHOLE", 0)
+    for field, value in encoded(code, x).items():
+        assert torch.equal(value, whole[field])

@@ -17,6 +17,8 @@ from whence.errors import OptionError
 from whence.linalg.codes import gaps, levels
 from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
 
+WHOLE = 1 << 21  # rows up to this long are kept whole until their batch is complete
+SAMPLE = 16  # one number in so many is looked at to guess how large the K-th is
 RANGE_BYTES = 8  # two float32 per row
 FORMED = 1 << 21  # numbers of a block of rows written out in full
 DENSE_UP_TO = 64  # rows are written out when at least one number in so many is kept; else the queries are gathered
@@ -55,21 +57,31 @@ class Sparse:
 
     def part(self, layer: str, x_BM: Tensor) -> Record:
         """The layer's strongest numbers, as many as could be kept of it, and their positions in the row."""
+        if self.layout.total <= WHOLE:
+            return {"whole": x_BM}
         count = min(self.slots, x_BM.shape[1])
         at = x_BM.abs().topk(count, dim=1, sorted=False).indices if count < x_BM.shape[1] else _all(x_BM)
         return {"values": x_BM.gather(1, at).float(), "at": at + self.layout.spans[layer].start}
 
     def join(self, parts: Mapping[str, Record]) -> Record:
-        values = torch.cat([parts[name]["values"] for name in self.layout.sizes], dim=1)
-        at = torch.cat([parts[name]["at"] for name in self.layout.sizes], dim=1)
-        best = values.abs().topk(min(self.slots, values.shape[1]), dim=1)
-        values = values.gather(1, best.indices)
-        at = torch.where(best.values > 0, at.gather(1, best.indices), -1)
+        values, at = self._strongest(parts)
+        at = torch.where(values != 0, at, -1)
         kept_B = gaps.kept_within(at, self.slots, width=self.width)
         distance, source = gaps.coded(at, kept_B, slots=self.slots, width=self.width)
         placed = values.gather(1, source.clamp(min=0))
         nibbles, span = levels.log_levels(placed, source >= 0)
         return {"distance": distance, "level": levels.packed(nibbles), "range": span}
+
+    def _strongest(self, parts: Mapping[str, Record]) -> tuple[Tensor, Tensor]:
+        """Values and positions of each row's K largest numbers, by falling size."""
+        first = next(iter(parts.values()))
+        if "whole" in first:
+            layers = [parts[name]["whole"] for name in self.layout.sizes]
+            found = [largest(torch.cat([x[n] for x in layers]).float(), self.slots) for n in range(len(layers[0]))]
+            return torch.stack([values for values, _ in found]), torch.stack([at for _, at in found])
+        values, at = (torch.cat([parts[n][field] for n in self.layout.sizes], dim=1) for field in ("values", "at"))
+        best = values.abs().topk(min(self.slots, values.shape[1]), dim=1).indices
+        return values.gather(1, best), at.gather(1, best)
 
     def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
         if self.layout.total > DENSE_UP_TO * self.slots:
@@ -94,6 +106,23 @@ class Sparse:
         at, entry = gaps.positions(record["distance"])
         values = levels.from_log_levels(levels.unpacked(record["level"]), record["range"])
         return at.clamp(0, self.layout.total - 1), torch.where(entry, values, 0)
+
+
+def largest(x_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and positions of a row's k largest numbers (all, if fewer) by falling size.
+
+    A threshold guessed from a sample leaves little to sort; a guess that leaves fewer than k is not used.
+    """
+    size = x_D.abs()
+    looked_at = size[::SAMPLE].contiguous()
+    rank = k // SAMPLE + int(4 * (k / SAMPLE) ** 0.5) + 1  # a little more than k: four standard deviations
+    if rank < len(looked_at):
+        among = (size >= looked_at.topk(rank).values[-1]).nonzero().flatten()
+        if len(among) >= k:
+            at = among[size[among].topk(k).indices]
+            return x_D[at], at
+    at = size.topk(min(k, len(size))).indices
+    return x_D[at], at
 
 
 def sparse(layout: Layout, budget: int) -> Sparse:
