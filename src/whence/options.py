@@ -139,6 +139,11 @@ class TraceOptions(BaseModel):
             raise ValueError("at least 2 rows are needed")
         return value
 
+    @property
+    def bad_rows_allowed(self) -> float:
+        """``max_bad_rows`` as readers take it: a float is a share, a whole number a count."""
+        return self.max_bad_rows if self.max_bad_rows < 1 else int(self.max_bad_rows)
+
 
 class TraceRequest(BaseModel):
     """A whole ``trace``: model, data, question, where the answer goes, and the options. What ``-c`` reads."""

@@ -162,7 +162,7 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
         DataError, TaskError: nothing usable, or more unusable rows than allowed.
     """
     options = subject.options
-    allowed = options.max_bad_rows if what == "train" else 0
+    allowed = options.bad_rows_allowed if what == "train" else 0
     reading = ReadOptions(columns=options.columns, max_bad_rows=allowed, source=what)
     rows = read_rows(spec, options=reading) if what == "train" else _read_questions(spec, reading)
     examples, bad = encode_rows(subject.task, rows.rows)
@@ -226,8 +226,9 @@ def _note_rows(material: Material, what: str, watch: Watcher) -> None:
     if about["truncated"]:
         said += f" · {about['truncated']:,} truncated"
     if material.quarantine:
-        reasons = Counter(entry.code for entry in material.quarantine).most_common(3)
-        said += f" · {len(material.quarantine)} quarantined: " + ", ".join(f"{code} ({n})" for code, n in reasons)
+        reasons = Counter(entry.code for entry in material.quarantine).most_common()
+        said += f" · {len(material.quarantine)} quarantined: " + ", ".join(f"{code} ({n})" for code, n in reasons[:3])
+        said += " ..." if len(reasons) > 3 else ""
     watch.note(what, said, **about)
     notes = {k: n for k, n in encoding_notes(material.examples).items() if k != "truncated"}
     if notes:

@@ -159,7 +159,7 @@ def _trained(
 
 def _read(spec: Any, options: TraceOptions) -> list[Row]:
     """Rows with their labels as text, since the built-in classifier has no numbers of its own."""
-    found = read_rows(spec, options=ReadOptions(columns=options.columns, max_bad_rows=options.max_bad_rows))
+    found = read_rows(spec, options=ReadOptions(columns=options.columns, max_bad_rows=options.bad_rows_allowed))
     return [_as_text(row, "label") for row in found.rows]
 
 
@@ -179,7 +179,7 @@ def _split(rows: list[Row], validation: Any, labels: Labels, options: TraceOptio
 
 def _encoded(task: Task, rows: Sequence[Row], options: TraceOptions) -> list[Example]:
     examples, bad = encode_rows(task, rows)
-    check_bad_rows(bad, len(rows), options.max_bad_rows)
+    check_bad_rows(bad, len(rows), options.bad_rows_allowed)
     return examples
 
 

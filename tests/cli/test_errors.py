@@ -48,6 +48,7 @@ def test_all_rows_bad(place: Place, whence: Call) -> None:
 def test_too_many_bad_rows(place: Place, whence: Call) -> None:
     write_rows(place.data, [*animal_rows(8), "{", "{"])
     refused(whence(*place.trace), 3, "2 of 10 rows cannot be used", "train.jsonl:9", "--max-bad-rows")
+    refused(whence(*place.trace, "--max-bad-rows", "1"), 3, "at most 1 (max_bad_rows = 1)")  # a count, not 100 %
 
 
 def test_nan_weights(place: Place, whence: Call, tmp_path: Path) -> None:

@@ -80,3 +80,13 @@ def test_spec_is_split_and_joined():
     assert join_spec("ekfac", {"blocks": 2, "largest": 9}) == "ekfac:blocks=2,largest=9"
     assert join_spec("ekfac", {}) == "ekfac"
     assert [s.words for s in settings_of(method).values()][1] == "rate (a number or none, default none)"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["ekfac_cg:share=5", "ekfac_cg:share=0", "ekfac_cg:rows=0", "ekfac_cg:steps=0", "ekfac_cg:tolerance=nan",
+     "lissa:depth=0", "lissa:repeats=0", "lissa:scale=0"],
+)  # fmt: skip
+def test_impossible_settings_are_refused_before_any_pass(spec):
+    with pytest.raises(OptionError, match=spec.partition(":")[2].partition("=")[0] + "="):
+        get_method(spec)

@@ -73,6 +73,8 @@ def test_chance_overlap_explains_nothing():
     verdict = statistics.judge_lexical(random.normal(size=12), random.random(12))
     assert verdict.level == "little"  # 6 to 10 of 10 overlap by chance among 12 rows
     assert verdict.expected == pytest.approx(verdict.of**2 / 12)
+    few = statistics.judge_lexical(np.array([3.0, 2.0, 1.0, -1.0, -2.0, -3.0]), np.array([3.0, 2, 1, 0, 0, 0]))
+    assert few is not None and "cannot be told from chance" in few.sentence and "1.5 would be by chance" in few.sentence
     assert statistics.judge_lexical(np.array([-1.0, -2.0]), np.array([1.0, 2.0])) is None
     assert statistics.judge_lexical(np.array([1.0, 2.0]), np.zeros(2)) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -48,9 +49,10 @@ def damping(
     if not voice.json:
         _print(voice, found)
     then = f"--damping {out or found.recommended.damping}"
-    voice.say(
-        f"\nnext: whence trace --model {model} --data {data[0]} --query {query[0]} --method {method} {then}", "bold"
-    )
+    asked = [("--model", model), *(("--data", x) for x in data), *(("--query", x) for x in query)]
+    asked += [("--layers", x) for x in layers or ()]
+    words = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in asked)
+    voice.say(f"\nnext: whence trace {words} --method {method} {then}", "bold")
     return 0
 
 

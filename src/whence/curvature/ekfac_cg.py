@@ -26,6 +26,7 @@ from whence.curvature.implicit import (
     products_of,
 )
 from whence.curvature.shrinkage import Mixture, Share, choose_share
+from whence.errors import OptionError
 from whence.gradients.fisher import gradient_rows
 from whence.linalg.damping import Damping
 from whence.linalg.iterative import Apply, block_conjugate_gradient, conjugate_gradient
@@ -44,6 +45,14 @@ class Settings:
     share: float | None
     tolerance: float
     search: Search
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise OptionError(f"share={self.share}", wanted="none, or a number above 0 and up to 1", try_="share=none")
+        if self.steps < 1 or (self.rows is not None and self.rows < 1):
+            raise OptionError(f"steps={self.steps}, rows={self.rows}", wanted="at least 1 of each", try_="steps=20")
+        if not self.tolerance > 0:
+            raise OptionError(f"tolerance={self.tolerance}", wanted="a number above 0", try_="tolerance=1e-3")
 
 
 def method(

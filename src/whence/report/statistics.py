@@ -142,15 +142,17 @@ def judge_lexical(scores: np.ndarray, lexical: np.ndarray, k: int = 10) -> Lexic
     share = found / k
     # Small sets overlap by chance; only an overlap well above chance says anything.
     level = "little" if found <= 2 * expected or share < 0.3 else "explains" if share >= 0.6 else "partly"
-    return LexicalVerdict(level, found, k, expected, rho, _lexical_words(level, found, k))
+    return LexicalVerdict(level, found, k, expected, rho, _lexical_words(level, found, k, expected))
 
 
-def _lexical_words(level: str, found: int, k: int) -> str:
+def _lexical_words(level: str, found: int, k: int, expected: float) -> str:
     said = f"{found} of the {k} strongest proponents are also among the {k} rows that share most words (BM25)"
     if level == "explains":
         return f"Word overlap alone explains most of this ranking: {said}. A text search would have found these rows."
     if level == "partly":
         return f"Word overlap explains part of this ranking: {said}."
+    if found >= 0.3 * k:
+        return f"Word overlap cannot be told from chance in so few rows: {said}; {expected:.1f} would be by chance."
     return f"Word overlap does not explain this ranking: {said}."
 
 

@@ -76,5 +76,5 @@ def _masked_error(bad: Sequence[Quarantined], total: int) -> TaskError:
     return TaskError(
         f"the loss mask leaves no trained tokens in {len(masked)} of {total} rows:\n{shown}",
         wanted="rows with something that the model was trained to say (a completion, an assistant turn, a label)",
-        try_="look at these rows; loss_on = all takes the loss on every token",
+        try_="look at these rows: is the completion empty, or cut off by the length limit?",
     )

@@ -251,7 +251,7 @@ def _unique(row_id: str, location: str, seen: dict[str, str], dup_ids: str) -> s
             raise DataError(
                 f"two rows have the id {row_id!r}: {seen[row_id]} and {location}",
                 wanted="ids that tell rows apart",
-                try_="dup_ids = suffix to number them, or source to put the source's name before each id",
+                try_="number them, or leave the ids out: rows without one are told apart by source and line",
             )
         n = 2
         while f"{row_id}#{n}" in seen:
