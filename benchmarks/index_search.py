@@ -83,14 +83,15 @@ def searched(folder: str, load: Load, found: Any) -> None:
     )
     query_QD = torch.randn(QUERIES, LAYOUT.total, generator=torch.Generator().manual_seed(10**6))
     columns = {id_: n for n, id_ in enumerate(shelf.ids)}
-    before, peaks, seconds, places = resident_mb(), [], [], np.empty((0, 0))
+    before, peaks, seconds, cpu, places = resident_mb(), [], [], [], np.empty((0, 0))
     for _ in range(3):
-        started = time.perf_counter()
+        started, own = time.perf_counter(), time.process_time()
         sink = TopK(columns, STRONGEST, QUERIES)
         shelf.search(query_QD, sink, lambda _rows: peaks.append(resident_mb()))
         places = sink.finish()[1]
         seconds.append(time.perf_counter() - started)
-    found.put({"seconds": seconds, "memory_mb": max(peaks) - before, "best": places[:, 0].tolist()})
+        cpu.append(time.process_time() - own)
+    found.put({"seconds": seconds, "cpu_seconds": cpu, "memory_mb": max(peaks) - before, "best": places[:, 0].tolist()})
 
 
 def checked(load: Load, best: list[int]) -> bool:
@@ -115,7 +116,8 @@ def search(load: Load) -> dict[str, Any]:
         process.start()
         found = queue.get()
         process.join()
-    return {**about, **found, "right": checked(load, found.pop("best")), "scheme": load.scheme, "rows": load.rows}
+    right = checked(load, found.pop("best"))
+    return {**about, **found, "right": right, "scheme": load.scheme, "rows": load.rows}
 
 
 def building(data: Path | None, rows: int = 256) -> dict[str, Any]:

@@ -189,6 +189,10 @@ class Outer(MatrixBatch):
     def full(self) -> Tensor:
         return self.g_BTO.transpose(1, 2) @ self.a_BTI
 
+    def scaled(self, weights_OI: Tensor) -> Full:
+        formed = self.full()  # ours alone: no need for a second tensor of its size
+        return Full(formed.mul_(weights_OI) if weights_OI.dtype == formed.dtype else formed * weights_OI)
+
     def squared_norm(self) -> Tensor:
         tokens = self.g_BTO.shape[1]
         _, outputs, inputs = self.shape

@@ -45,7 +45,7 @@ class Encode:
     def see(self, layer: str, grads: MatrixBatch) -> None:
         x_BM = grads.full().flatten(1)
         self._parts[layer] = {k: t.cpu() for k, t in self.code.part(layer, x_BM).items()}
-        norm_B = x_BM.square().sum(1).cpu()
+        norm_B = torch.linalg.vector_norm(x_BM, dim=1).square().cpu()  # no second copy of the rows
         self._norm_B = norm_B if self._norm_B is None else self._norm_B + norm_B
 
     def close(self, closed: Closed) -> None:
