@@ -38,7 +38,8 @@ def own_costs(found: dict) -> str:
     stages = " and ".join(f"{count} ({name})" for name, count in read.items())
     machine = found["machine"]
     return (
-        f"## whence\n\n{table(['', 'measured', 'aim'], rows)}\n\nThe converged fit stopped by itself after {stages} rows. "
+        f"## whence\n\n{table(['', 'measured', 'aim'], rows)}\n\n"
+        f"The converged fit stopped by itself after {stages} rows. "
         f"Medians of {len(found['rounds'])} round(s), {found['when'][:10]}, {machine['cpu']}, "
         f"torch {machine['torch']}; measured by `make bench DATA=path`."
     )

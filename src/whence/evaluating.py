@@ -233,7 +233,8 @@ def read_known(path: str | Path) -> dict[str, Known]:
             relevant, ignored = (frozenset(map(str, ids)) for ids in lists)
             found[str(record["id"])] = Known(relevant, ignored, str(record.get("kind", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{place}:{number}: {error}", wanted="one JSON object per question", try_=form) from error
+            said = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{place}:{number}: {said}", wanted="one JSON object per question", try_=form) from error
     return found
 
 

@@ -71,4 +71,4 @@ def _say_next(voice: Voice, broken: list[Any], what: str) -> None:
         return
     model, _, data = what.partition(" ")
     voice.say("every law holds", "bold green")
-    voice.say(f'next: whence trace --model {model} --data {data} --prompt "..." --response "..." -o run/')
+    voice.say(f"next: whence trace --model {model} --data {data} --query questions.jsonl -o run/")

@@ -29,6 +29,7 @@ _SECTION_OF = {
     "version": "versions", "platform": "versions", "machine": "versions",
 }  # fmt: skip
 _LIST_MOST = 8
+READABLE = 0.7  # nats of a removal effect from which on it is not put as a probability: about a half
 SHARED_PART, SHARED_LEAST = 0.1, 20  # median row against the strongest; rows below which a median says little
 
 
@@ -127,10 +128,15 @@ def answer(ranking: Ranking, ids: Sequence[str], asked: str, *, of: str = "nats"
 
 
 def _likelihood(line: Line, asked: str) -> str:
-    """The same effect as a change of probability, where that is readable."""
+    """The same effect as a change of probability, where that is readable and a first-order estimate may be believed."""
     drop = -math.expm1(-line.removal_effect)
     if drop < 1e-3:
         return ""
+    if line.removal_effect > READABLE:
+        return (
+            " if these rows were all of its training; so large a change is more than a first-order estimate can "
+            "promise, so read the order"
+        )
     return f", which makes the {asked} about {percent(drop)} less likely"
 
 
