@@ -84,7 +84,7 @@ def test_spec_is_split_and_joined():
 
 @pytest.mark.parametrize(
     "spec",
-    ["ekfac_cg:share=5", "ekfac_cg:share=0", "ekfac_cg:rows=0", "ekfac_cg:steps=0", "ekfac_cg:tolerance=nan",
+    ["ekfac_cg:share=5", "ekfac_cg:share=-1", "ekfac_cg:rows=0", "ekfac_cg:steps=0", "ekfac_cg:tolerance=nan",
      "lissa:depth=0", "lissa:repeats=0", "lissa:scale=0"],
 )  # fmt: skip
 def test_impossible_settings_are_refused_before_any_pass(spec):

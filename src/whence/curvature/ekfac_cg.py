@@ -47,8 +47,10 @@ class Settings:
     search: Search
 
     def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share <= 1:
-            raise OptionError(f"share={self.share}", wanted="none, or a number above 0 and up to 1", try_="share=none")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise OptionError(
+                f"share={self.share}", wanted="none, or a number from 0 (EK-FAC alone) to 1", try_="share=none"
+            )
         if self.steps < 1 or (self.rows is not None and self.rows < 1):
             raise OptionError(f"steps={self.steps}, rows={self.rows}", wanted="at least 1 of each", try_="steps=20")
         if not self.tolerance > 0:
