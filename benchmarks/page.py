@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.passes import BARS
-from benchmarks.peers.compare import Result, cases, read_result, spearman
+from benchmarks.peers.compare import Result, cases, read_result
 from benchmarks.workload import WORK
+from whence.evaluate.statistics import spearman
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "speed.md"
 INTRODUCTION = """# Speed and memory

@@ -24,9 +24,10 @@ import torch
 
 from benchmarks.engine import Pace, Sources, fit_and_score, open_sources
 from benchmarks.floor import one_pass
-from benchmarks.peers.compare import QUIET, REPOSITORY, spearman
+from benchmarks.peers.compare import QUIET, REPOSITORY
 from benchmarks.peers.measure import machine
 from benchmarks.workload import WORK, Workload, opened
+from whence.evaluate.statistics import spearman
 
 SCORING = ("queries", "scoring")
 

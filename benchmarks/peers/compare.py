@@ -16,10 +16,10 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from benchmarks.peers.set_up import PEERS, python_of
 from benchmarks.workload import WORK, opened
+from whence.evaluate.statistics import spearman
 
 BAR = 0.995
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,13 +69,6 @@ def read_result(peer: str, fisher: str, out: Path) -> Result | None:
     if not path.exists():
         return None
     return Result(peer, fisher, json.loads(path.read_text()), np.load(path.with_suffix(".npy")))
-
-
-def spearman(left_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
-    """Q rank correlations, one per query, ties averaged."""
-    left, right = (rankdata(scores, axis=1) for scores in (left_QN, right_QN))
-    left, right = (ranks - ranks.mean(1, keepdims=True) for ranks in (left, right))
-    return (left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1))
 
 
 def times_table(results: list[Result]) -> str:

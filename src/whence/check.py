@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from whence.gradients.layers import Layer, Layers
 from whence.gradients.source import LiveGradients
 from whence.scores.score import collect
-from whence.tasks.base import Batch, Example, Task, move
+from whence.tasks.base import Batch, Example, Task, device_of, move
 from whence.tasks.batches import plan_batches
 
 Verdict = Literal["held", "broken", "noted"]
@@ -282,7 +282,7 @@ class _trainable:  # noqa: N801 - used as a context manager only
 
 
 def _batch(checked: Checked, examples: Sequence[Example]) -> Batch:
-    return move(checked.task.collate(examples), next(checked.model.parameters()).device)
+    return move(checked.task.collate(examples), device_of(checked.model))
 
 
 def _error(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -15,6 +15,7 @@ from whence.pipeline import Material, Subject
 from whence.results import RowView
 from whence.scores.score import Queries, collect, precondition, prepare_queries
 from whence.scores.tokens import mixed, restrict_targets
+from whence.tasks.base import device_of
 from whence.tasks.batches import plan_batches
 from whence.tasks.formats import LIMITS, Record
 from whence.tasks.placing import place_tokens
@@ -86,7 +87,7 @@ def continuation(subject: Subject, prompt: str, most: int) -> str:
     if tokenizer is None or not hasattr(model, "generate"):
         raise TaskError("this model cannot generate", wanted="a causal language model with a tokenizer")
     given = tokenizer(prompt, return_tensors="pt")
-    ids = given["input_ids"].to(next(model.parameters()).device)
+    ids = given["input_ids"].to(device_of(model))
     if tokenizer.eos_token_id is not None and ids.shape[1] > 1 and int(ids[0, -1]) == tokenizer.eos_token_id:
         ids = ids[:, :-1]  # some tokenizers close every text; nothing would follow
     with torch.no_grad():

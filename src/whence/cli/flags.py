@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -142,8 +142,3 @@ def _dressed(run: Verb, verb: Verb, parameters: Sequence[inspect.Parameter]) -> 
     run.__annotations__ = {}
     typing.cast("Any", run).__signature__ = inspect.Signature(keyword)
     return run
-
-
-def field_names(records: Sequence[type[BaseModel]]) -> Iterator[str]:
-    """Names of all fields that are flags."""
-    return (name for record in records for name in record.model_fields if name != "options")

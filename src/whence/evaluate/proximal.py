@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence.gradients.capture import frozen
 from whence.gradients.source import LiveGradients
-from whence.tasks.base import Batch, Example, Task, move
-from whence.tasks.records import Row
+from whence.tasks.base import Batch, Task, device_of, move
+from whence.tasks.wrapping import Wrapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, eq=False)
-class Proximal:
+class Proximal(Wrapping):
     """A task priced by its Bregman distance from the trained outputs; one row's own loss on top, ``weight`` times.
 
     The mean over N rows is the objective without its last term, with epsilon = weight / N. Its Gauss-Newton matrix is
@@ -36,22 +36,6 @@ class Proximal:
     anchors: Mapping[tuple[str, ...], Anchor]
     row: str
     weight: float
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def encode(self, row: Row) -> Example:
-        """As the task does."""
-        return self.task.encode(row)
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """As the task does."""
-        return self.task.collate(examples)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """As the task does."""
-        return self.task.outputs(model, batch)
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """B distances, one of them with the row's loss."""
@@ -64,10 +48,6 @@ class Proximal:
         """The distances."""
         return self.losses(outputs, batch)
 
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        """As the task does."""
-        return self.task.sample(outputs, batch, seed)
-
     def fingerprint(self) -> dict[str, Any]:
         """The task's, and which row."""
         return {**self.task.fingerprint(), "proximal": [self.row, self.weight]}
@@ -76,7 +56,7 @@ class Proximal:
 def anchors_of(source: LiveGradients) -> dict[tuple[str, ...], Anchor]:
     """Every batch of the plan at the model's present weights."""
     found = {}
-    device = next(source.model.parameters()).device
+    device = device_of(source.model)
     with frozen(source.model):
         for group in source.plan.batches:
             batch = move(source.task.collate([source.examples[i] for i in group]), device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from whence.errors import OptionError
 from whence.evaluate.stacked import Stacked, agrees, stack
-from whence.tasks.base import Batch, Example, Task, move
+from whence.tasks.base import Example, Task, device_of, measurements_of, move
 from whence.tasks.batches import plan_batches
 
 EVALUATION_TOKENS = 16384  # of all copies together, per batch of queries
@@ -175,7 +175,7 @@ class BatchedTrainer:
         if self.at_once < 2:
             return False
         some = list(self.rows[:2])
-        batches = [move(self.task.collate(part), _device(self.start(0))) for part in (some, [*some, *some])]
+        batches = [move(self.task.collate(part), device_of(self.start(0))) for part in (some, [*some, *some])]
         return agrees(self.task, [self.start(0), self.start(1)], *batches)
 
     def _trained(self, kept_KN: np.ndarray, seeds: Sequence[int]) -> nn.Module:
@@ -202,7 +202,7 @@ class BatchedTrainer:
 
     def _objective(self, model: nn.Module, chosen: Sequence[Example], members: int) -> Tensor:
         """Sum over the members of each one's own objective, so that their gradients stay apart."""
-        batch = move(self.task.collate(chosen), _device(model))
+        batch = move(self.task.collate(chosen), device_of(model))
         losses_KB = self.task.losses(self.task.outputs(model, batch), batch).view(members, -1)
         if self.recipe.objective == "row":
             return losses_KB.mean(1).sum()
@@ -234,15 +234,10 @@ def _measured(model: nn.Module, task: Task, queries: Sequence[Example], members:
     found = np.empty((members, len(queries)))
     for group in plan_batches([q.length for q in queries], token_budget=budget).batches:
         some = [queries[i] for i in group]
-        batch = move(task.collate([q for _ in range(members) for q in some]), _device(model))
-        values = _measurements(model, task, batch)
+        batch = move(task.collate([q for _ in range(members) for q in some]), device_of(model))
+        values = measurements_of(task, model, batch)
         found[:, list(group)] = values.view(members, -1).double().cpu().numpy()
     return found
-
-
-def _measurements(model: nn.Module, task: Task, batch: Batch) -> Tensor:
-    measure = getattr(task, "measure", None)
-    return measure(model, batch) if measure is not None else task.measurements(task.outputs(model, batch), batch)
 
 
 def _content(example: Example) -> bytes:
@@ -260,10 +255,6 @@ def _digest(parts: Iterable[bytes]) -> str:
 def from_checkpoint(model: nn.Module) -> Callable[[int], nn.Module]:
     """Every training starts from this model, which stays as it is."""
     return lambda seed: deepcopy(model)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from whence.gradients.capture import Capture, frozen
 from whence.gradients.layers import Layers
 from whence.linalg.matrix_batch import MatrixBatch
-from whence.tasks.base import Batch, Example, Task, move
+from whence.tasks.base import Batch, Example, Task, device_of, measurements_of, move
 from whence.tasks.batches import BatchPlan, plan_batches
 
 # What the backward pass starts from: the loss on the data's labels, the loss on labels drawn from the model (the true
@@ -131,7 +131,7 @@ class LiveGradients:
                     self.progress(len(chosen))
 
     def _one_batch(self, visitor: Visitor, batch: Batch, labels: Labels, seed: int) -> None:
-        batch = move(batch, _device(self.model))
+        batch = move(batch, device_of(self.model))
         mask = batch.mask if batch.padded else None
         tokens = None if batch.mask is None else batch.mask.shape[1]
         capture = Capture(self.layers, len(batch), tokens, mask, visitor.see)
@@ -144,12 +144,9 @@ class LiveGradients:
         visitor.close(Closed(batch.ids, losses.detach().cpu(), finite.cpu()))
 
     def _losses(self, batch: Batch, labels: Labels, seed: int) -> Tensor:
-        measure = getattr(self.task, "measure", None)
-        if labels == "measurement" and measure is not None:  # a function of model and batch, not of these outputs
-            return measure(self.model, batch)
-        outputs = self.task.outputs(self.model, batch)
         if labels == "measurement":
-            return self.task.measurements(outputs, batch)
+            return measurements_of(self.task, self.model, batch)
+        outputs = self.task.outputs(self.model, batch)
         if labels == "sampled":
             batch = self.task.sample(outputs.detach(), batch, seed)
         return self.task.losses(outputs, batch)
@@ -159,7 +156,7 @@ class LiveGradients:
         found: dict[str, float] = {}
         with frozen(self.model), torch.no_grad():
             for group in self.plan.batches:
-                batch = move(self.task.collate([self.examples[i] for i in group]), _device(self.model))
+                batch = move(self.task.collate([self.examples[i] for i in group]), device_of(self.model))
                 losses = self.task.losses(self.task.outputs(self.model, batch), batch)
                 found.update(zip(batch.ids, losses.tolist(), strict=True))
         return found
@@ -181,8 +178,3 @@ class LiveGradients:
     def with_progress(self, progress: Callable[[int], None] | None) -> LiveGradients:
         """The same source reporting to someone else."""
         return replace(self, progress=progress)
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

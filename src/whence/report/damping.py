@@ -13,11 +13,6 @@ from whence.report.records import Table
 STUDY_FORMAT = "whence damping study 1"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 340, 52, 24, 16, 46
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-TRUTHS: Mapping[str, str] = {
-    "lds": "retrained subsets (LDS)",
-    "pbrf": "proximal retraining (PBRF)",
-    "reference": "exact reference",
-}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #777; --line: #ddd; --page: #fff;
  --c0: #1769aa; --c1: #7aa7cc; --c2: #9a6700; --c3: #1a7f37; --c4: #8250df; --c5: #cf222e; }

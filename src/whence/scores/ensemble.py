@@ -25,7 +25,7 @@ from whence.gradients.source import LiveGradients
 from whence.linalg.damping import Damping, relative
 from whence.scores.score import Pairwise, prepare_queries
 from whence.scores.sinks import AllScores
-from whence.tasks.base import move
+from whence.tasks.base import device_of, move
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def doubts(source: LiveGradients) -> np.ndarray:
     with frozen(source.model), torch.no_grad():
         for group in source.plan.batches:
             batch = task.collate([source.examples[i] for i in group])
-            batch = move(batch, next(source.model.parameters()).device)
+            batch = move(batch, device_of(source.model))
             values = task.doubts(task.outputs(source.model, batch), batch)
             found.update(zip(batch.ids, values.tolist(), strict=True))
     return np.array([found[id_] for id_ in source.ids])

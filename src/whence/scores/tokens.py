@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,15 +27,7 @@ from whence.gradients.source import Closed, LiveGradients
 from whence.linalg.matrix_batch import Full, MatrixBatch, Outer
 from whence.linalg.operators import Gradients
 from whence.scores.score import Queries
-from whence.tasks.base import Batch, Example, move
-
-
-class TokenTask(Protocol):
-    """A task whose losses are sums over tokens."""
-
-    def token_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """B x T losses; entry t is the loss of predicting token t+1, 0 where none is taken."""
-        ...
+from whence.tasks.base import Batch, Example, device_of, move
 
 
 @dataclass(frozen=True)
@@ -154,7 +145,7 @@ def _directional(
     direction = {name: grads.rows(q, q + 1).full()[0] for name, grads in queries.grads.items()}
     found: dict[str, np.ndarray] = {}
     with frozen(source.model), twice_differentiable(source.model), torch.enable_grad():
-        device = next(source.model.parameters()).device
+        device = device_of(source.model)
         for group in source.plan.batches:
             chosen = [source.examples[i] for i in group]
             batch = move(source.task.collate(chosen), device)

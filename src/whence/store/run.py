@@ -72,11 +72,6 @@ def claimed(folder: str | Path, *, kind: str = "run") -> Iterator[Path]:
         lock.release()
 
 
-def is_run(folder: str | Path) -> bool:
-    """Does the folder carry our marker and a finished manifest?"""
-    return (Path(folder) / MARKER).is_file() and (Path(folder) / MANIFEST).is_file()
-
-
 def save_scores(folder: Path, scores: Scores, *, manifest: Mapping[str, Any] | None = None) -> None:
     """Write everything a result consists of, the manifest last. The caller holds the folder (``claimed``).
 

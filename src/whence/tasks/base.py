@@ -141,6 +141,18 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
     )
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's weights are, which is where its batches belong."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def measurements_of(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """B numbers to explain: by the task's ``measure`` (of model and batch) if it has one, else from its outputs."""
+    measure = getattr(task, "measure", None)
+    return measure(model, batch) if measure is not None else task.measurements(task.outputs(model, batch), batch)
+
+
 def task_names() -> list[str]:
     """Tasks found in this folder: modules that define ``TASK``."""
     package = importlib.import_module("whence.tasks")

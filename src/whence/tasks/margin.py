@@ -7,7 +7,6 @@ section 3.2). A measurement is better when lower, so it is -f.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,39 +14,15 @@ import torch
 from torch import Tensor
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, Task
-from whence.tasks.records import Row
+from whence.tasks.base import Batch, Task
+from whence.tasks.wrapping import Wrapping
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Wrapping):
     """A task that is priced as before and *measured* by -f. Logits are B x C, or B x T x V for language models."""
 
     task: Task
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def encode(self, row: Row) -> Example:
-        """As the task does."""
-        return self.task.encode(row)
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """As the task does."""
-        return self.task.collate(examples)
-
-    def outputs(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """As the task does."""
-        return self.task.outputs(model, batch)
-
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """As the task does."""
-        return self.task.losses(outputs, batch)
-
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        """As the task does."""
-        return self.task.sample(outputs, batch, seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """The task's, and that its measurement is a margin."""

@@ -12,21 +12,18 @@ from torch import Tensor
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem, Task
 from whence.tasks.records import Row
+from whence.tasks.wrapping import Wrapping
 
 Measure = Callable[[torch.nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Wrapping):
     """A task whose rows are priced as before and whose questions are *measured* by ``fn(model, batch)``."""
 
     task: Task
     fn: Measure
     title: str = "measurement"
-
-    @property
-    def name(self) -> str:
-        return self.task.name
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """B numbers, lower is better, each depending on its own example only.
@@ -44,34 +41,10 @@ class Measured:
             raise TaskError(f"{self.title} does not depend on the weights", wanted="a differentiable function of them")
         return found
 
-    def encode(self, row: Row) -> Example:
-        """As the task does."""
-        return self.task.encode(row)
-
     def encode_many(self, rows: Sequence[Row]) -> list[Example | RowProblem]:
         """As the task does."""
         many = getattr(self.task, "encode_many", None)
         return many(rows) if many is not None else [_tried(self.task, row) for row in rows]
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """As the task does."""
-        return self.task.collate(examples)
-
-    def outputs(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """As the task does."""
-        return self.task.outputs(model, batch)
-
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """As the task does."""
-        return self.task.losses(outputs, batch)
-
-    def measurements(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """As the task does; what is explained is ``measure``."""
-        return self.task.measurements(outputs, batch)
-
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        """As the task does."""
-        return self.task.sample(outputs, batch, seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """The task's, and the name of the measurement."""
