@@ -63,6 +63,8 @@ class Capture:
         examples: B.
         tokens: T of the batch, for modules that flatten B x T into one axis; None when there is no token axis.
         mask: B x T real tokens, or None when nothing is padded.
+        others: masks of further token axes of other lengths (an encoder's beside a decoder's).
+        views: how many neighbours on the model's batch axis make one example; their tokens become its tokens.
         see: called once per layer with its ``Outer``.
         finite: B booleans, False for examples that sent a non-finite gradient (their rows are zeroed before ``see``).
     """
@@ -72,6 +74,8 @@ class Capture:
     tokens: int | None
     mask: Tensor | None
     see: See
+    others: tuple[Tensor, ...] = ()
+    views: int = 1
     finite: Tensor | None = None
     _pending: dict[str, _Pending] = field(default_factory=dict)
     _in_backward: bool = False
@@ -142,7 +146,9 @@ class Capture:
             if self._wanted(layer, output):
                 ids = args[0]
                 output.register_hook(
-                    lambda g: self._arrived(layer, self._one_hot(ids, layer, g), self._masked(_wide(g)))
+                    lambda g: self._arrived(
+                        layer, self._one_hot(ids, layer, g), self._masked(self._token_rows(layer, _wide(g)))
+                    )
                 )
             return replaced
 
@@ -191,8 +197,8 @@ class Capture:
         Raises:
             LayerError: rows that cannot be assigned to examples (a mixture of experts routes tokens, for example).
         """
-        if tensor.dim() >= 2 and tensor.shape[0] == self.examples:
-            return tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
+        if tensor.dim() >= 2 and tensor.shape[0] == self.examples * self.views:
+            return tensor.reshape(self.examples, -1, tensor.shape[-1])
         if tensor.dim() == 2 and self.tokens is not None and tensor.shape[0] == self.examples * self.tokens:
             return tensor.view(self.examples, self.tokens, -1)
         raise LayerError(
@@ -204,13 +210,17 @@ class Capture:
 
     def _masked(self, rows: Tensor) -> Tensor:
         """Zero the padding rows. Layers without the token axis (a pooled head) have no padding."""
-        if self.mask is None or rows.shape[:2] != self.mask.shape:
-            return rows
-        return rows * self.mask[..., None]
+        mask = self._mask_of(rows)
+        return rows if mask is None else rows * mask[..., None]
+
+    def _mask_of(self, rows: Tensor) -> Tensor | None:
+        """The mask of these rows' token axis; several axes are told apart by their lengths."""
+        masks = self.others if self.mask is None else (self.mask, *self.others)
+        return next((mask for mask in masks if rows.shape[:2] == mask.shape), None)
 
     def _one_hot(self, ids: Tensor, layer: Layer, g: Tensor) -> Tensor:
         rows = nn.functional.one_hot(ids, layer.outputs).to(_wide(g).dtype)
-        return self._masked(rows)
+        return self._masked(self._token_rows(layer, rows))
 
     def _arrived(self, layer: Layer, g: Tensor, a: Tensor) -> None:
         pending = self._pending[layer.name]
@@ -221,9 +231,10 @@ class Capture:
             self.see(layer.name, concat_tokens(parts))
 
     def _positions(self, g: Tensor) -> int | None:
-        if self.mask is None or g.shape[:2] != self.mask.shape:
+        mask = self._mask_of(g)
+        if mask is None:
             return None
-        return self.real_tokens
+        return self.real_tokens if mask is self.mask else int(mask.sum())
 
     @cached_property
     def real_tokens(self) -> int:

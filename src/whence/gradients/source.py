@@ -134,7 +134,8 @@ class LiveGradients:
         batch = move(batch, device_of(self.model))
         mask = batch.mask if batch.padded else None
         tokens = None if batch.mask is None else batch.mask.shape[1]
-        capture = Capture(self.layers, len(batch), tokens, mask, visitor.see)
+        others = batch.other_masks if batch.padded else ()
+        capture = Capture(self.layers, len(batch), tokens, mask, visitor.see, others, batch.views)
         with torch.enable_grad(), capture.attached():
             losses = self._losses(batch, labels, seed)
             usable = torch.isfinite(losses.detach())

@@ -55,6 +55,9 @@ class Batch:
         labels: B x T (or B) targets.
         mask: B x T booleans, True at real tokens; None when the inputs have no token axis.
         padded: False when the mask is all True, so that nobody multiplies by it.
+        other_masks: masks of further token axes, each of another length than ``mask`` (by which they are told apart).
+        views: entries on the model's batch axis that belong to one example, side by side: the two answers of a
+            preference, the noisy copies of an image. The mask's T then runs over all of them.
     """
 
     ids: tuple[str, ...]
@@ -62,6 +65,8 @@ class Batch:
     labels: torch.Tensor
     mask: torch.Tensor | None = None
     padded: bool = True
+    other_masks: tuple[torch.Tensor, ...] = ()
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,6 +143,7 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
         inputs={k: v.to(device) for k, v in batch.inputs.items()},
         labels=batch.labels.to(device),
         mask=None if batch.mask is None else batch.mask.to(device),
+        other_masks=tuple(mask.to(device) for mask in batch.other_masks),
     )
 
 
