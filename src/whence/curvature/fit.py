@@ -111,7 +111,7 @@ class _Run:
             return self._accumulated(Sums(), self._wanted_batches()), []
         order = self.source.shuffled(self.options.seed)
         halves, trail, done = (Sums(), Sums()), [], 0
-        for stop in _looks(len(order)):
+        for stop in looks(len(order)):
             for half in (0, 1):
                 self._accumulated(halves[half], [order[i] for i in range(done, stop) if i % 2 == half])
             done = stop
@@ -152,7 +152,7 @@ class _Run:
         return float(predicted_agreement(left, right, self.probe).mean())
 
 
-def _looks(batches: int) -> list[int]:
+def looks(batches: int) -> list[int]:
     """After how many batches to look; the last entry is all of them."""
     points, n = [], float(FIRST_LOOK)
     while n < batches:
