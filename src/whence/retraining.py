@@ -92,6 +92,8 @@ class Ready:
         have, total = len(design.kept_MN) * len(design.seeds) - len(bank.missing()), len(design.kept_MN)
         said = f"bank      {total} sets of rows x {len(design.seeds)} seeds; {have} models are there already"
         self.watch.note("bank", said, members=total * len(design.seeds), there=have)
+        if self.how.bank is None:
+            self.watch.note("keep", "keep      nothing: with a bank folder, a run that is stopped goes on where it was")
         train_members(bank, self.trainer, lambda done, of: self.watch.step("retrain", done, of))
         return bank
 

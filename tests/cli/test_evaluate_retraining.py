@@ -76,9 +76,25 @@ def test_loo(whence, words) -> None:
 
 def test_removal(whence, words) -> None:
     given = ["--remove", "2", "--seeds", "2", "--contenders", "ekfac,bm25,random", "--json"]
-    found = record(whence("evaluate", "removal", *words, *given))
+    said = whence("evaluate", "removal", *words, *given)
+    assert [r for r in said.records if r.get("kind") == "keep"]  # that a stopped run would begin anew is said
+    found = record(said)
     assert found["verb"] == "removal" and {row[0] for row in found["rows"]} == {"ekfac", "bm25", "random"}
     assert set(found["values"]["foretold"]) == {"ekfac"} and found["values"]["sizes"]["seeds"] == 2
+
+
+def test_with_out_a_stopped_run_goes_on(whence, words, tmp_path) -> None:
+    """What was trained lies beside the answer: take one model away, as a kill would have, and one is trained."""
+    loo = ["evaluate", "loo", *words, "--rows", "3", "--seeds", "1", "--contenders", "dot", "--json"]
+    first = whence(*loo, "--out", tmp_path / "out")
+    members = sorted((tmp_path / "out" / "bank" / "members").iterdir())
+    assert len(members) == 4
+    members[0].unlink()
+    again = whence(*loo, "--out", tmp_path / "out")
+    (note,) = [r for r in again.records if r.get("kind") == "bank"]
+    assert note["there"] == 3 and record(again)["values"] == record(first)["values"]
+    (tmp_path / "file").write_text("")
+    assert whence(*loo, "--out", tmp_path / "file").code == 4
 
 
 def test_any_function_from_python(place, tmp_path) -> None:
@@ -159,6 +175,8 @@ def test_the_embedded_example_on_tiny_settings(tmp_path) -> None:
     assert almanac_loo(tmp_path, how=how, quick=quick, count=3, watch=Silent()).verb == "loo"
     taken = almanac_removal(tmp_path, how=how, quick=quick, counts=(2,), watch=Silent())
     assert taken.verb == "removal" and taken.values["sizes"]["queries"] == 4
+    kept = {path.parent.parent.name for path in (tmp_path / "quick").glob("base-*/bank-*/members/*.npz")}
+    assert kept == {"bank-loo-12-2", "bank-removal-12-2"}  # without a bank of the user's, the example keeps its own
 
 
 def test_quick_asks_about_what_it_fine_tunes_on() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from whence.cli.evaluated import CONTENDERS, DEMO, OUT, answer, contender_names
+from whence.cli.evaluated import CONTENDERS, DEMO, OUT, answer, check_out, contender_names
 from whence.cli.flags import spoken
 from whence.cli.voice import Voice
 from whence.errors import OptionError
@@ -18,7 +18,7 @@ MODEL = "The trained model that is scored. Default: the base, trained now on all
 BASE = "The checkpoint that every training starts from."
 COMMAND = "Your training command instead: words with {rows} or {ids}, {seed}, {out}."
 RECIPE = "YAML of the built-in training: optimiser, rate, epochs, batch, schedule ..."
-BANK = "Folder that keeps the retrained models' losses: resumed, and used again for other methods."
+BANK = "Folder that keeps the retrained models' losses: resumed, used again for other methods [default: OUT/bank]."
 SEEDS = "Trainings of every set of rows."
 
 Model = Annotated[str | None, typer.Option(help=MODEL, show_default=False)]
@@ -71,7 +71,7 @@ def lds(
     your own: the quick example.
     """
     how = _how(
-        base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
+        base, contenders, bank=bank, out=out, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
     if quick and (base or data or query or model or command):
@@ -115,7 +115,7 @@ def loo(
     seeds, which is measured.
     """
     how = _how(
-        base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
+        base, contenders, bank=bank, out=out, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
     if _own(data, query, model, base, command):
@@ -158,7 +158,7 @@ def removal(
     Against random and similar rows, and against the rise in nats that the scores foretell.
     """
     how = _how(
-        base, contenders, bank=bank, recipe=recipe, command=command, seeds=seeds,
+        base, contenders, bank=bank, out=out, recipe=recipe, command=command, seeds=seeds,
         options={"damping": damping, "layers": tuple(layers or ()), "seed": seed, "dtype": dtype, "device": device},
     )  # fmt: skip
     counts = tuple(remove or ())
@@ -171,11 +171,19 @@ def removal(
     return answer(voice, found, out)
 
 
-def _how(base: str | None, names: str | None, *, recipe: str | None, options: dict[str, Any], **given: Any) -> Any:
-    """The record of how to retrain."""
+def _how(
+    base: str | None, names: str | None, *, out: str | None, recipe: str | None, options: dict[str, Any], **given: Any
+) -> Any:
+    """The record of how to retrain; what is retrained is kept beside the answer unless a bank is named.
+
+    Raises:
+        StoreError: the answer cannot be written there.
+    """
+    check_out(out)
     retraining, evaluating = (importlib.import_module(f"whence.{name}") for name in ("retraining", "evaluating"))
     terms = evaluating.Terms(contender_names(names), trace_options(**options))
     given["command"] = given.get("command") or ""
+    given["bank"] = given["bank"] or (str(Path(out) / "bank") if out else None)
     return retraining.Retraining(base, retraining.read_recipe(recipe), terms=terms, **given)
 
 

@@ -1,7 +1,8 @@
 """The embedded example of the evaluations that retrain: the whole of it from nothing, in a few minutes.
 
 A base model learns most of the Almanac, fine-tuning the rest: the documents that state the facts asked about, and
-others. Everything is small and made on the spot; the base is kept in the folder and used again.
+others. Everything is small and made on the spot; the base and the retrained models' losses are kept in the folder and
+used again, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ def almanac_lds(place: Path, *, how: Retraining, quick: Quick | None = None, wat
     """
     quick = quick or Quick()
     with one_thread():
-        found = embedded(place, how, quick, watch)
+        found = embedded(place, how, quick, verb="lds", watch=watch)
         return lds(None, train=found.train, query=found.query, how=found.how, subsets=quick.subsets, watch=watch)
 
 
 def almanac_loo(place: Path, *, how: Retraining, quick: Quick | None = None, count: int, watch: Watcher) -> Outcome:
     """Leaving rows out on the Almanac; as ``almanac_lds``, ``count`` rows."""
     with one_thread():
-        found = embedded(place, how, quick or Quick(), watch)
+        found = embedded(place, how, quick or Quick(), verb="loo", watch=watch)
         return loo(None, train=found.train, query=found.query, how=found.how, count=count, watch=watch)
 
 
@@ -84,12 +85,12 @@ def almanac_removal(
 ) -> Outcome:
     """Removal on the Almanac; as ``almanac_lds``, with fewer questions, since each contender retrains for each."""
     with one_thread():
-        found = embedded(place, how, quick or Quick(questions=5), watch)
+        found = embedded(place, how, quick or Quick(questions=5), verb="removal", watch=watch)
         return removal(None, train=found.train, query=found.query, how=found.how, counts=counts, watch=watch)
 
 
-def embedded(place: Path, how: Retraining, quick: Quick, watch: Watcher) -> Embedded:
-    """Write rows and questions, train the base unless it is there."""
+def embedded(place: Path, how: Retraining, quick: Quick, *, verb: str, watch: Watcher) -> Embedded:
+    """Write rows and questions, train the base unless it is there; the bank of a verb lies beside the base."""
     seed = how.terms.options.seed
     book = almanac(seed)
     asked, tuned, learned = divided(book, quick)
@@ -99,7 +100,8 @@ def embedded(place: Path, how: Retraining, quick: Quick, watch: Watcher) -> Embe
     atomic.write_jsonl(query, [{"id": q.id, "prompt": q.prompt, "completion": q.completion} for q in asked])
     rest = replace(book, documents=tuple(learned[: quick.learned]))
     base = _base(folder, rest, replace(quick.base, seed=seed), watch)
-    return Embedded(str(train), str(query), replace(how, base=str(base), recipe=quick.recipe))
+    bank = how.bank or base / f"bank-{verb}-{quick.rows}-{quick.questions}"
+    return Embedded(str(train), str(query), replace(how, base=str(base), recipe=quick.recipe, bank=bank))
 
 
 def divided(book: Almanac, quick: Quick) -> tuple[list[Question], list[Document], list[Document]]:
