@@ -6,25 +6,23 @@ Each step says what it derived (``Watcher.note``) before time is spent on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
+from whence.curvature.settings import read_settings, split_spec
 from whence.errors import DataError, OptionError, TaskError, did_you_mean
 from whence.gradients.layers import Layers, find_layers
 from whence.gradients.source import LiveGradients
-from whence.loading import PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
+from whence.loading import AUTO_CLASSES, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
 from whence.options import TraceOptions
-from whence.tasks.base import Example, Task, get_task, task_names
+from whence.tasks.base import Example, Setup, Task, get_task, task_names
 from whence.tasks.batches import plan_batches
-from whence.tasks.causal_lm import CausalLM
-from whence.tasks.classification import SequenceClassification
 from whence.tasks.encode import encode_rows, encoding_notes
-from whence.tasks.regression import Regression
 from whence.tasks.rows import Quarantined, ReadOptions, Row, Rows, check_bad_rows, read_rows
 from whence.watch import Watcher
-
-LOADABLE = ("causal_lm", "classification")
 
 
 @dataclass(frozen=True)
@@ -91,52 +89,62 @@ def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Tas
     Raises:
         ModelError, OptionError, LayerError: see ``load_model`` and ``find_layers``.
     """
-    check_task(options.task)
-    allow = {REMOTE_CODE: options.trust_remote_code, PICKLE_WEIGHTS: options.allow_pickle_weights}
-    loaded = load_model(
-        model,
-        dtype=options.dtype,
-        device=options.device,
-        task=options.task if options.task in LOADABLE else "auto",
-        attention=options.attention,
-        allow=[name for name, allowed in allow.items() if allowed],
-    )
+    asked = check_task(options.task)
+    loaded = _load(model, options, task=asked if asked in AUTO_CLASSES else "auto")
     layers = find_layers(loaded.model, options.layers)
     task = task or make_task(loaded, options)
     _note_model(loaded, layers, watch)
     return Subject(loaded, task, layers, options, watch)
 
 
-def check_task(name: str) -> None:
-    """Refuse a task that does not exist before anything is loaded.
+def _load(model: Any, options: TraceOptions, *, task: str) -> Loaded:
+    allow = {REMOTE_CODE: options.trust_remote_code, PICKLE_WEIGHTS: options.allow_pickle_weights}
+    return load_model(
+        model,
+        dtype=options.dtype,
+        device=options.device,
+        task=task,
+        attention=options.attention,
+        allow=[name for name, allowed in allow.items() if allowed],
+    )
+
+
+def check_task(spec: str) -> str:
+    """The name of a task, which may be followed by settings; refused before anything is loaded.
 
     Raises:
-        OptionError: lists the tasks.
+        OptionError: no such task (lists the tasks), or a setting that it does not have.
     """
-    if name != "auto" and name not in task_names():
+    name, given = split_spec(spec, what="task")
+    if name == "auto":
+        return name
+    if name not in task_names():
         raise OptionError(f"unknown task {name!r}", wanted="a task of whence", try_=did_you_mean(name, task_names()))
+    read_settings(name, getattr(get_task(name), "of", None), given, what="task")
+    return name
 
 
 def make_task(loaded: Loaded, options: TraceOptions) -> Task:
-    """The task that fits the model, with its tokenizer and length limit.
+    """The task that fits the model, with its tokenizer, its length limit and the settings after its name.
 
     Raises:
         TaskError: a task that cannot be set up from a model and options alone.
     """
-    name = loaded.task if options.task == "auto" else options.task
-    longest = max_length(loaded, options)
-    if name == "causal_lm":
-        return CausalLM(loaded.tokenizer, max_length=longest)
-    if name == "classification":
-        names: Mapping[str, int] = getattr(getattr(loaded.model, "config", None), "label2id", None) or {}
-        return SequenceClassification(loaded.tokenizer, label2id=names, max_length=longest)
-    if name == "regression":
-        return Regression()
-    raise TaskError(
-        f"task {name!r} needs settings that only Python can give",
-        wanted="a task object",
-        try_=f"whence.attribute(..., task={get_task(name).__name__}(...))",
-    )
+    asked, given = split_spec(options.task, what="task")
+    name = loaded.task if asked == "auto" else asked
+    make = getattr(get_task(name), "of", None)
+    if make is None:
+        raise TaskError(
+            f"task {name!r} needs settings that only Python can give",
+            wanted="a task object",
+            try_=f"whence.attribute(..., task={get_task(name).__name__}(...))",
+        )
+
+    def load(spec: str) -> nn.Module:
+        return _load(spec, options, task=name).model
+
+    setup = Setup(loaded.model, loaded.tokenizer, max_length(loaded, options), load, loaded.extra)
+    return make(setup, **read_settings(name, make, given, what="task"))
 
 
 def max_length(loaded: Loaded, options: TraceOptions) -> int | None:
@@ -166,6 +174,7 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     reading = ReadOptions(columns=options.columns, max_bad_rows=allowed, source=what)
     rows = read_rows(spec, options=reading) if what == "train" else _read_questions(spec, reading)
     examples, bad = encode_rows(subject.task, rows.rows)
+    examples = _prepared(subject, examples)
     quarantine = (*rows.quarantine, *bad)
     check_bad_rows(quarantine, len(rows.ids), allowed)
     if not examples:
@@ -175,6 +184,14 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
     _note_rows(material, what, subject.watch)
     return material
+
+
+def _prepared(subject: Subject, examples: Sequence[Example]) -> list[Example]:
+    """What only a model can say of the rows, said once (the reference model's log-probabilities of a preference)."""
+    prepare = getattr(subject.task, "prepare", None)
+    if prepare is None:
+        return list(examples)
+    return prepare(subject.loaded.model, examples, token_budget=subject.options.batch_tokens)
 
 
 def _read_questions(spec: Any, reading: ReadOptions) -> Rows:

@@ -1,7 +1,7 @@
 """Settings of a method, written after its name: ``ekfac:blocks=2``, ``cg:steps=50,tolerance=1e-3``.
 
 The keyword parameters of the module's ``method`` function *are* the settings: their names, types and defaults are read
-from its signature, so that a method declares each of them once.
+from its signature, so that a method declares each of them once. Tasks are set the same way (``preference:beta=0.2``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from whence.errors import OptionError, did_you_mean
 
+_GIVEN = (inspect.Parameter.POSITIONAL_ONLY,)  # what the library hands over, not the user
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -32,7 +33,7 @@ class Setting:
         return f"{self.name} ({_in_words(self.kind)}, default {default})"
 
 
-def split_spec(text: str) -> tuple[str, dict[str, str]]:
+def split_spec(text: str, *, what: str = "method") -> tuple[str, dict[str, str]]:
     """``name:key=value,key=value`` as the name and the settings as written.
 
     Raises:
@@ -44,7 +45,9 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise OptionError(
-                f"method {text!r}: {part!r} is no setting", wanted="name:key=value,key=value", try_="ekfac:blocks=2"
+                f"{what} {text!r}: {part!r} is no setting",
+                wanted="name:key=value,key=value",
+                try_="ekfac:blocks=2" if what == "method" else "preference:beta=0.2",
             )
         given[key.strip().replace("-", "_")] = value.strip()
     return name.strip(), given
@@ -56,16 +59,18 @@ def join_spec(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def settings_of(factory: Callable[..., Any] | None) -> dict[str, Setting]:
-    """The settings that a ``method`` function takes, in its order; none without such a function."""
+    """The settings that a ``method`` function takes by keyword, in its order; none without such a function."""
     if factory is None:
         return {}
     hints = get_type_hints(factory)
     parameters = inspect.signature(factory).parameters.values()
-    return {p.name: Setting(p.name, hints.get(p.name, str), p.default) for p in parameters}
+    return {p.name: Setting(p.name, hints.get(p.name, str), p.default) for p in parameters if p.kind not in _GIVEN}
 
 
-def read_settings(name: str, factory: Callable[..., Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as the method wants them.
+def read_settings(
+    name: str, factory: Callable[..., Any] | None, given: Mapping[str, Any], *, what: str = "method"
+) -> dict[str, Any]:
+    """Settings as the method (or task: ``what``) wants them.
 
     Raises:
         OptionError: a setting that this method does not have (near matches first), or a value of another type.
@@ -74,16 +79,16 @@ def read_settings(name: str, factory: Callable[..., Any] | None, given: Mapping[
     values = {}
     for key, text in given.items():
         if key not in known:
-            listing = "; ".join(s.words for s in known.values()) or "none: this method has no settings"
+            listing = "; ".join(s.words for s in known.values()) or f"none: this {what} has no settings"
             raise OptionError(
-                f"method {name} has no setting {key!r}",
+                f"{what} {name} has no setting {key!r}",
                 wanted=f"one of its settings: {listing}",
                 try_=did_you_mean(key, known) if known else name,
             )
         try:
             values[key] = _value(known[key].kind, text)
         except ValueError as error:
-            raise OptionError(f"method {name}: {key}={text}", wanted=known[key].words) from error
+            raise OptionError(f"{what} {name}: {key}={text}", wanted=known[key].words) from error
     return values
 
 

@@ -1,5 +1,5 @@
 """Models in: a folder, a hub id, ``id@revision``, a PEFT adapter folder, or a live model and tokenizer."""
 
-from whence.loading.load import ALLOWABLE, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
+from whence.loading.load import ALLOWABLE, AUTO_CLASSES, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
 
-__all__ = ["ALLOWABLE", "PICKLE_WEIGHTS", "REMOTE_CODE", "Loaded", "load_model"]
+__all__ = ["ALLOWABLE", "AUTO_CLASSES", "PICKLE_WEIGHTS", "REMOTE_CODE", "Loaded", "load_model"]

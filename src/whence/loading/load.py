@@ -26,8 +26,12 @@ REMOTE_CODE, PICKLE_WEIGHTS = "remote_code", "pickle_weights"
 ALLOWABLE = (REMOTE_CODE, PICKLE_WEIGHTS)
 AUTO_CLASSES: Mapping[str, Any] = {
     "causal_lm": transformers.AutoModelForCausalLM,
+    "preference": transformers.AutoModelForCausalLM,
     "classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
+ADAPTED = {"SEQ_CLS": "classification", "TOKEN_CLS": "token_classification", "SEQ_2_SEQ_LM": "seq2seq"}
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
@@ -38,14 +42,16 @@ class Loaded:
     Attributes:
         model: the module, on its device.
         tokenizer: the Hugging Face tokenizer, or None when the model has none (feature or ``input_ids`` data only).
-        task: the task the model was loaded for, ``causal_lm`` or ``classification``.
+        task: the task the model was loaded for, one of ``AUTO_CLASSES`` or ``diffusion``.
         about: spec, paths, revision, commit, hashes of weights, tokenizer and template, dtype, device, attention.
+        extra: what else came with the model and a task may want (the noise schedule of a diffusion model).
     """
 
     model: nn.Module
     tokenizer: Any
     task: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -63,7 +69,7 @@ def load_model(
         spec: folder, hub id, ``id@revision``, PEFT adapter folder, a module, or ``(model, tokenizer)``.
         dtype: number type; ``auto`` keeps the checkpoint's (float16 becomes float32 on a CPU, where it has no range).
         device: torch device; ``auto`` takes CUDA, then MPS, then the CPU. A live model stays where it is.
-        task: ``causal_lm``, ``classification`` or ``auto`` (by the architecture named in the model's config).
+        task: a key of ``AUTO_CLASSES``, or ``auto`` (by the architecture named in the model's config).
         attention: attention backend; ``auto`` is the model's default.
         allow: any of ``remote_code`` and ``pickle_weights``; both are refused otherwise.
 
@@ -148,7 +154,7 @@ def _adapter(folder: Path, request: _Request) -> Loaded:
         )
     if not Path(base).is_dir() and (folder / base).is_dir():
         base = str(folder / base)
-    task = "classification" if config.get("task_type") == "SEQ_CLS" and request.task == "auto" else request.task
+    task = ADAPTED.get(str(config.get("task_type")), "auto") if request.task == "auto" else request.task
     place, revision = resolve(base)
     loaded = _from_place(replace(request, place=place, revision=config.get("revision") or revision, task=task))
     with explained(str(folder)):
@@ -183,7 +189,10 @@ def _live(model: nn.Module, tokenizer: Any, request: _Request) -> Loaded:
 def _task_of(config: Any, name: str = "") -> str:
     """By the class of the model (a live one that was never saved has no ``architectures``)."""
     names = " ".join([name, *(getattr(config, "architectures", None) or ())])
-    return "classification" if "SequenceClassification" in names else "causal_lm"
+    for word, task in (("SequenceClassification", "classification"), ("TokenClassification", "token_classification")):
+        if word in names:
+            return task
+    return "seq2seq" if getattr(config, "is_encoder_decoder", False) is True else "causal_lm"
 
 
 def _full_model(request: _Request, config: Any) -> nn.Module:

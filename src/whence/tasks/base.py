@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,6 +74,30 @@ class Batch:
     def with_labels(self, labels: torch.Tensor) -> Batch:
         """The same inputs with other labels (used by the sampled-label Fisher)."""
         return replace(self, labels=labels)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a task is made of when it is asked for by name: ``TASK.of(setup, ...)``, its keywords being its settings.
+
+    Attributes:
+        model: the model that will be asked.
+        tokenizer: its tokenizer, or None.
+        max_length: most tokens of a row, or None.
+        load: a model by name or folder, for tasks that compare with another one.
+        extra: what else came with the model (the noise schedule of a diffusion model).
+    """
+
+    model: torch.nn.Module
+    tokenizer: Any = None
+    max_length: int | None = None
+    load: Callable[[str], torch.nn.Module] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, or None."""
+        return getattr(self.model, "config", None)
 
 
 class RowProblem(Exception):  # noqa: N818 - a verdict on a row, not a failure

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from whence.errors import OptionError, TaskError
-from whence.tasks.base import Batch, Example, RowProblem, TokenSpans
+from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans
 from whence.tasks.records import Row
 from whence.tasks.rendering import (
     Rendered,
@@ -61,6 +61,27 @@ class CausalLM:
     append_eos: bool = False
     special_in_text: Literal["as_trainer", "quarantine"] = "as_trainer"
     name: str = "causal_lm"
+
+    @classmethod
+    def of(
+        cls,
+        setup: Setup,
+        /,
+        *,
+        loss_on: Literal["auto", "all"] = "auto",
+        overlong: Literal["truncate", "skip", "error"] = "truncate",
+        append_eos: bool = False,
+        instruction_format: Literal["alpaca", "chat"] = "alpaca",
+    ) -> CausalLM:
+        """The task for a model, with these settings."""
+        return cls(
+            setup.tokenizer,
+            max_length=setup.max_length,
+            loss_on=loss_on,
+            overlong=overlong,
+            append_eos=append_eos,
+            instruction_format=instruction_format,
+        )
 
     @property
     def limit(self) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem, TokenSpans
+from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans
 from whence.tasks.records import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields
@@ -33,6 +33,12 @@ class SequenceClassification:
     max_length: int | None = None
     overlong: Literal["truncate", "skip"] = "truncate"
     name: str = "classification"
+
+    @classmethod
+    def of(cls, setup: Setup, /, *, overlong: Literal["truncate", "skip"] = "truncate") -> SequenceClassification:
+        """The task for a model, with the names that its configuration gives the classes."""
+        names = getattr(setup.config, "label2id", None) or {}
+        return cls(setup.tokenizer, label2id=names, max_length=setup.max_length, overlong=overlong)
 
     @property
     def limit(self) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem
+from whence.tasks.base import Batch, Example, RowProblem, Setup
 from whence.tasks.records import Row
 from whence.tasks.sampling import row_generator
 from whence.tasks.shapes import check_fields
@@ -27,6 +27,11 @@ class Regression:
     """
 
     name: str = "regression"
+
+    @classmethod
+    def of(cls, _setup: Setup, /) -> Regression:
+        """The task; there is nothing to set."""
+        return cls()
 
     def encode(self, row: Row) -> Example:
         """Read one row's numbers. Raises ``RowProblem`` when they are not finite numbers."""
