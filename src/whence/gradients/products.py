@@ -76,8 +76,15 @@ class Products:
 
         Raises:
             CurvatureError: a product that is not finite.
-            LayerError: weights that cannot be differentiated (quantised), or a model without second derivatives.
+            LayerError: weights that cannot be differentiated (quantised, or spread over ranks), or a model without
+                second derivatives.
         """
+        if self.source.ranks is not None:
+            raise LayerError(
+                "second derivatives of a model that is spread over processes",
+                wanted="whole weights on one device",
+                try_="--method ekfac, or without --fsdp",
+            )
         total_KD = torch.zeros_like(x_KD)
         if len(x_KD) == 0:
             return total_KD
@@ -107,20 +114,22 @@ class Products:
             outputs = task.outputs(self.source.model, batch)
             step = max(1, BLOCK_ELEMENTS // max(1, outputs.numel()))
             if self.kind == "hessian":
-                slopes = _grad([task.losses(outputs, batch).sum()], weights, how="graph")
+                slopes = vector_jacobian([task.losses(outputs, batch).sum()], weights, how="graph")
                 if verify:
-                    _verify(slopes)
+                    check_twice_differentiable(slopes)
                 parts = [_hessian(slopes, weights, layers, x) for x in x_KD.split(step)]
             else:
                 dual = torch.zeros_like(outputs, requires_grad=True)
-                pulled = _grad([outputs], weights, [dual], how="graph")
+                pulled = vector_jacobian([outputs], weights, [dual], how="graph")
                 if verify:
-                    _verify(pulled)
+                    check_twice_differentiable(pulled)
                 parts = []
                 for x in x_KD.split(step):
                     pushed = _push(pulled, dual, _tangents(layers, x))
                     bent = _bend(outputs.detach(), pushed, lambda out: task.losses(out, batch).sum())
-                    parts.append(_flat(_grad([outputs], weights, [bent], how="block"), layers, weights, len(x)))
+                    parts.append(
+                        _flat(vector_jacobian([outputs], weights, [bent], how="block"), layers, weights, len(x))
+                    )
         return torch.cat(parts).to(x_KD.dtype)
 
 
@@ -130,7 +139,7 @@ def _hessian(slopes: list[Tensor], weights: list[Tensor], layers: Layers, x_KD: 
     live = [(s, t) for s, t in zip(slopes, tangents, strict=True) if s.requires_grad]
     if not live:
         return torch.zeros_like(x_KD)
-    found = _grad([s for s, _ in live], weights, [t.to(s.dtype) for s, t in live], how="block")
+    found = vector_jacobian([s for s, _ in live], weights, [t.to(s.dtype) for s, t in live], how="block")
     return _flat(found, layers, weights, len(x_KD))
 
 
@@ -139,7 +148,7 @@ def _push(pulled: list[Tensor], dual: Tensor, tangents: list[Tensor]) -> Tensor:
     live = [(p, t) for p, t in zip(pulled, tangents, strict=True) if p.requires_grad]
     if not live:
         return dual.new_zeros(len(tangents[0]), *dual.shape)
-    return _grad([p for p, _ in live], [dual], [t.to(p.dtype) for p, t in live], how="block")[0]
+    return vector_jacobian([p for p, _ in live], [dual], [t.to(p.dtype) for p, t in live], how="block")[0]
 
 
 def _bend(outputs: Tensor, pushed: Tensor, loss) -> Tensor:
@@ -152,10 +161,10 @@ def _bend(outputs: Tensor, pushed: Tensor, loss) -> Tensor:
     return torch.stack(rows).to(pushed.dtype)
 
 
-def _grad(
-    outputs: list[Tensor],
-    inputs: list[Tensor],
-    along: list[Tensor] | None = None,
+def vector_jacobian(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    along: Sequence[Tensor] | None = None,
     *,
     how: Literal["graph", "block"],
 ) -> list[Tensor]:
@@ -187,7 +196,7 @@ def _grad(
     return [i.new_zeros(*size, *i.shape) if f is None else f for f, i in zip(found, inputs, strict=True)]
 
 
-def _verify(slopes: list[Tensor]) -> None:
+def check_twice_differentiable(slopes: list[Tensor]) -> None:
     """Refuse a graph with a once-differentiable operation in it: autograd would *silently* leave its part out."""
     stack = [s.grad_fn for s in slopes if s.grad_fn is not None]
     seen = set(stack)
