@@ -10,7 +10,7 @@ from whence.linalg.codes import gaps, levels
 from whence.linalg.codes.base import Layout, encoded, record_bytes
 from whence.linalg.codes.choose import SCHEMES, choose, code_of
 from whence.linalg.codes.low_rank import truncated
-from whence.linalg.codes.sparse import Sparse, largest
+from whence.linalg.codes.sparse import MANY, Sparse, largest
 
 LAYOUT = Layout({"a": (7, 11), "b": (20, 16), "c": (3, 3)})
 
@@ -107,12 +107,14 @@ def test_a_row_of_zeros_and_a_row_with_few_numbers() -> None:
     assert torch.equal(code.dot(encoded(code, x), queries())[0], torch.zeros(4).double())
 
 
-def test_sparse_products_by_both_routes() -> None:
-    x, code, q = rows(9), Sparse(LAYOUT, 60, 1), queries()
+@pytest.mark.parametrize("count", [1, MANY, MANY + 1])
+@pytest.mark.parametrize("slots", [60, LAYOUT.total // 4 * 2])
+def test_sparse_products_by_both_routes(count: int, slots: int) -> None:
+    x, code, q = rows(9), Sparse(LAYOUT, slots, 1), queries(count)
     record = encoded(code, x)
     plain = code.restored(record).double() @ q.T
     torch.testing.assert_close(code.dot(record, q), plain)
-    torch.testing.assert_close(code.gathered(record, q), plain)
+    torch.testing.assert_close(code.gathered(record, q.T.contiguous()), plain)
 
 
 def test_long_rows_take_wide_distances_and_the_other_route() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from whence.linalg.codes.base import Code, Record
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.scores.sinks import Sink
 from whence.store import atomic
+from whence.store.ahead import worked_ahead
 from whence.store.index_folder import damaged, shard_name, verify
 
 ROW, NORM, LOSS = "row", "norm", "loss"
@@ -59,6 +61,9 @@ class Encode:
 
     def finished(self) -> Record:
         """All rows seen."""
+        if not self.records:  # none of them fitted in memory
+            fields = {**self.code.fields, **{name: (dtype,) for name, dtype in KNOWN.items()}}
+            return {name: torch.empty((0, *count), dtype=dtype) for name, (dtype, *count) in fields.items()}
         return {name: torch.cat([r[name] for r in self.records]).contiguous() for name in self.records[0]}
 
 
@@ -75,32 +80,42 @@ def shard_batches(source: GradientSource, row_bytes: int, shard_bytes: int) -> l
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One safetensors file, atomically; the same tensors make the same bytes."""
-    with atomic.writing(path) as part:
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    with atomic.writing(path, size=size) as part:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=METADATA)
 
 
 def write_factors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Fitted tensors of every layer, those that layers share once; returns layer -> name -> key in the file."""
-    keys: dict[int, str] = {}
+    """Tensors of every layer, equal ones once; returns layer -> name -> key in the file."""
+    keys: dict[object, str] = {}
     kept: dict[str, Tensor] = {}
     places: dict[str, dict[str, str]] = {}
     for layer, named in tensors.items():
         for name, tensor in named.items():
-            key = keys.setdefault(id(tensor), f"{len(keys):05d}")
-            kept.setdefault(key, tensor.clone())
+            content = keys.get(id(tensor)) or _digest(tensor)
+            key = keys.setdefault(id(tensor), keys.setdefault(content, f"{len(kept):05d}"))
+            kept.setdefault(key, tensor)
             places.setdefault(layer, {})[name] = key
-    write_tensors(path, kept)
+    write_tensors(path, {key: tensor.clone() for key, tensor in kept.items()})
     return places
 
 
-def read_factors(path: Path, places: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of ``write_factors``.
+def _digest(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+    """Equal tensors have equal digests; layers that see the same inputs have the same covariance."""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return str(tensor.dtype), tuple(tensor.shape), xxhash.xxh3_128_hexdigest(data)
+
+
+def read_factors(
+    path: Path, places: Mapping[str, Mapping[str, str]], *, device: str = "cpu"
+) -> dict[str, dict[str, Tensor]]:
+    """The inverse of ``write_factors``; what was equal is one tensor.
 
     Raises:
         StoreError: a file that does not hold what it should.
     """
     try:
-        kept = load_file(path)
+        kept = load_file(path, device=device)
         return {layer: {name: kept[key] for name, key in named.items()} for layer, named in places.items()}
     except (SafetensorError, OSError, KeyError, AttributeError) as error:
         raise damaged(path, str(error)) from error
@@ -171,8 +186,7 @@ class Shelf:
             N squared norms of the whitened rows (their self-influence); NaN for rows without a score.
         """
         norms = np.full(len(self.ids), np.nan)
-        for block in self.blocks():
-            scores_BQ = self.code.dot(block, query_QD)
+        for block, scores_BQ in worked_ahead(lambda b: (b, self.code.dot(b, query_QD)), self.blocks()):
             rows, norm = block[ROW].long().numpy(), block[NORM].double().numpy()
             block_QB = scores_BQ.T.double().cpu().numpy().copy()
             block_QB[:, ~np.isfinite(norm)] = np.nan

@@ -56,10 +56,12 @@ class Dense:
         for number, span in enumerate(self.layout.spans.values()):
             level, asked_MQ = record["level"][:, span], query_QD[:, span].T.contiguous()
             step = max(1, WIDENED // level.shape[1])
+            room_BM = torch.empty(min(step, len(level)), level.shape[1], dtype=query_QD.dtype, device=query_QD.device)
             for start in range(0, len(level), step):
-                block_BQ = level[start : start + step].to(query_QD.dtype) @ asked_MQ
+                piece = level[start : start + step]
+                block_BQ = room_BM[: len(piece)].copy_(piece) @ asked_MQ
                 scale = record["scale"][start : start + step, number : number + 1].to(query_QD.dtype)
-                total[start : start + step] += block_BQ * scale
+                total[start : start + step] += block_BQ.mul_(scale)
         return total
 
 

@@ -65,12 +65,14 @@ def coded(position_BK: Tensor, kept_B: Tensor, *, slots: int, width: int) -> tup
     return _stored(distance[:, :slots], width), source[:, :slots]
 
 
-def positions(distance_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of all slots, and which of them hold an entry."""
-    width = distance_BK.element_size()
-    wide = distance_BK.to(torch.int64) & FILLER[width]
-    entry = wide != FILLER[width]
-    return (wide + entry).cumsum(1) - 1, entry
+def positions(distance_BK: Tensor, dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
+    """Positions of all slots as ``dtype``, and which of them hold an entry."""
+    filler = FILLER[distance_BK.element_size()]
+    ahead = distance_BK.to(torch.int32)
+    if distance_BK.dtype == torch.int16:
+        ahead.bitwise_and_(filler)  # the sign is the sixteenth bit
+    entry = ahead != filler
+    return ahead.add_(entry).cumsum(1, dtype=dtype).sub_(1), entry
 
 
 def _stored(distance: Tensor, width: int) -> Tensor:

@@ -5,7 +5,7 @@ The strongest are chosen over all layers together, so that a row spends its byte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ WHOLE = 1 << 21  # rows up to this long are kept whole until their batch is comp
 SAMPLE = 16  # one number in so many is looked at to guess how large the K-th is
 RANGE_BYTES = 8  # two float32 per row
 FORMED = 1 << 21  # numbers of a block of rows written out in full
-DENSE_UP_TO = 64  # rows are written out when at least one number in so many is kept; else the queries are gathered
+LOOKED_UP = 1 << 19  # slots decoded at once where the queries are looked up
+MANY, DENSE_UP_TO = 64, 4  # more queries than this, and one number in so many kept: rows are written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +85,17 @@ class Sparse:
         return values.gather(1, best), at.gather(1, best)
 
     def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
-        if self.layout.total > DENSE_UP_TO * self.slots:
-            return self.gathered(record, query_QD)
-        step = max(1, FORMED // self.layout.total)
-        blocks = [{k: t[n : n + step] for k, t in record.items()} for n in range(0, len(record["range"]), step)]
-        return torch.cat([self.restored(block).to(query_QD.dtype) @ query_QD.T for block in blocks])
+        if len(query_QD) > MANY and self.layout.total <= DENSE_UP_TO * self.slots:
+            step = max(1, FORMED // self.layout.total)
+            return torch.cat([self.restored(block).to(query_QD.dtype) @ query_QD.T for block in _blocks(record, step)])
+        query_DQ = query_QD.T.contiguous()
+        step = max(1, LOOKED_UP // self.slots)
+        return torch.cat([self.gathered(block, query_DQ) for block in _blocks(record, step)])
 
-    def gathered(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
-        """``dot`` by looking up the queries at each row's positions: for rows far longer than what is kept of them."""
-        at, values = self.entries(record)
-        return embedding_bag(at, query_QD.T.contiguous(), per_sample_weights=values.to(query_QD.dtype), mode="sum")
+    def gathered(self, record: Mapping[str, Tensor], query_DQ: Tensor) -> Tensor:
+        """``dot`` by looking up the queries at each row's positions: work and memory in what is kept, not in D."""
+        at, values = self.entries(record, torch.int32 if self.layout.total < 1 << 31 else torch.int64)
+        return embedding_bag(at, query_DQ, per_sample_weights=values.to(query_DQ.dtype), mode="sum")
 
     def restored(self, record: Mapping[str, Tensor]) -> Tensor:
         """B x D numbers, 0 where nothing was kept."""
@@ -101,11 +103,15 @@ class Sparse:
         full = torch.zeros(len(at), self.layout.total, device=at.device)
         return full.scatter_add_(1, at, values)  # fillers add 0 wherever they point
 
-    def entries(self, record: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Positions and values of all slots; fillers have the value 0."""
-        at, entry = gaps.positions(record["distance"])
+    def entries(self, record: Mapping[str, Tensor], dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
+        """Positions (as ``dtype``) and values of all slots; fillers have the value 0."""
+        at, entry = gaps.positions(record["distance"], dtype)
         values = levels.from_log_levels(levels.unpacked(record["level"]), record["range"])
-        return at.clamp(0, self.layout.total - 1), torch.where(entry, values, 0)
+        return at.clamp_(0, self.layout.total - 1), values.masked_fill_(entry.logical_not_(), 0)
+
+
+def _blocks(record: Mapping[str, Tensor], step: int) -> Iterator[Record]:
+    return ({k: t[n : n + step] for k, t in record.items()} for n in range(0, len(record["range"]), step))
 
 
 def largest(x_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
