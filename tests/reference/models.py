@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -26,10 +28,10 @@ def tiny_llama(*, attention: str = "sdpa", hidden: int = 8) -> LlamaForCausalLM:
     return in_double(LlamaForCausalLM(config))
 
 
-def in_double(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Float64 all the way: Llama's own norm passes through float32 whatever the model's precision."""
+def in_double(model: Any) -> Any:
+    """Float64 all the way: Llama's and T5's own norms pass through float32 whatever the model's precision."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
+        if type(module).__name__ in ("LlamaRMSNorm", "T5LayerNorm"):
             exact = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, exact)

@@ -140,14 +140,16 @@ class Capture:
     def _embedding_hook(self, layer: Layer) -> Callable[..., Tensor | None]:
         """A tied embedding's gradient is Σ_t onehot(id_t) · gradᵀ: the same sum of outer products, g and a swapped."""
 
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             replaced = self._make_differentiable(output)
             output = output if replaced is None else replaced
             if self._wanted(layer, output):
-                ids = args[0]
+                ids, silent = args[0], getattr(module, "padding_idx", None)  # autograd gives that token no gradient
                 output.register_hook(
                     lambda g: self._arrived(
-                        layer, self._one_hot(ids, layer, g), self._masked(self._token_rows(layer, _wide(g)))
+                        layer,
+                        self._one_hot(ids if silent is None else ids.where(ids != silent, -1), layer, g),
+                        self._masked(self._token_rows(layer, _wide(g))),
                     )
                 )
             return replaced
@@ -219,7 +221,8 @@ class Capture:
         return next((mask for mask in masks if rows.shape[:2] == mask.shape), None)
 
     def _one_hot(self, ids: Tensor, layer: Layer, g: Tensor) -> Tensor:
-        rows = nn.functional.one_hot(ids, layer.outputs).to(_wide(g).dtype)
+        """One-hot rows of the ids; -1 gives a row of zeros."""
+        rows = nn.functional.one_hot(ids.clamp(min=0), layer.outputs).to(_wide(g).dtype) * (ids >= 0)[..., None]
         return self._masked(self._token_rows(layer, rows))
 
     def _arrived(self, layer: Layer, g: Tensor, a: Tensor) -> None:

@@ -29,7 +29,7 @@ from whence.tasks.rendering import (
     render_text,
 )
 from whence.tasks.sampling import row_uniforms, sample_categorical
-from whence.tasks.shapes import check_fields, detect_shape, messages_of
+from whence.tasks.shapes import LABELLED, check_fields, detect_shape, messages_of
 from whence.tasks.token_loss import token_loss
 from whence.tasks.tokenising import Tokens, common_prefix, tokenise
 
@@ -120,7 +120,7 @@ class CausalLM:
     def _prepare(self, row: Row) -> Rendered | RowProblem | None:
         """The row's text, its problem, or None when it is pre-tokenised."""
         shape = detect_shape(row.fields) if self.shape in ("auto", "mixed") else self.shape
-        if problem := check_fields(row.fields, "text" if shape == "text_label" and "text" in row.fields else shape):
+        if problem := check_fields(row.fields, "text" if shape in LABELLED and "text" in row.fields else shape):
             return RowProblem(*problem)
         if shape == "input_ids":
             return None
@@ -143,9 +143,14 @@ class CausalLM:
             return render_messages(self.tokenizer, {"messages": instruction_messages(fields)})
         if shape == "instruction":
             return render_instruction(fields)
-        if shape in ("text", "text_label"):
+        if shape == "text" or (shape in LABELLED and "text" in fields):
             return render_text(fields)
-        raise TaskError(f"a language model cannot read rows of shape {shape!r}", wanted="text of some kind")
+        chosen = "--task preference, or --column completion=chosen to take the chosen answers alone"
+        raise TaskError(
+            f"a language model cannot read rows of shape {shape!r}",
+            wanted="text of some kind",
+            try_=chosen if shape == "preference" else "",
+        )
 
     def _finish(
         self, row: Row, item: Rendered | RowProblem | None, tokens: Tokens | RowProblem | None, *, marks: list[str]

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from whence.errors import TaskError
 from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans
+from whence.tasks.classes import class_of
 from whence.tasks.records import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields
@@ -59,7 +60,7 @@ class SequenceClassification:
             raise RowProblem(*problem)
         if row.fields.get("label") is None:
             raise RowProblem("missing_label", "the row has no label")
-        label = self._class_of(row.fields["label"])
+        label = class_of(row.fields["label"], self.label2id)
         encoded = self._tokenise(row)
         length = len(encoded["input_ids"])
         if not length:
@@ -99,20 +100,6 @@ class SequenceClassification:
             text, truncation=self.limit is not None, max_length=self.limit, verbose=False, return_offsets_mapping=True
         )
         return TokenSpans(text, tuple((int(a), int(b)) for a, b in output["offset_mapping"][:length]))
-
-    def _class_of(self, label: Any) -> int:
-        """The model's class of a label given by name, by number, or by number as text."""
-        known = sorted(set(self.label2id.values()))
-        if isinstance(label, str) and label in self.label2id:
-            return self.label2id[label]
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        if isinstance(label, str) and label.strip().isdecimal():
-            label = int(label)
-        if isinstance(label, int) and not isinstance(label, bool) and label in known:
-            return label
-        names = ", ".join(f"{name}={i}" for name, i in list(self.label2id.items())[:10])
-        raise RowProblem("unknown_label", f"label {str(label)[:60]!r}; the model knows {names}")
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad B examples on the right."""

@@ -176,7 +176,8 @@ def _read_source(source: Source, options: ReadOptions) -> _Part:
         _check_mapped(options.columns, columns)
         raise DataError(
             f"{source.place}: no known row shape among the columns {', '.join(sorted(columns)) or '(none)'}",
-            wanted="text; prompt + completion; messages; instruction + output; input_ids; text + label",
+            wanted="text; prompt + completion; messages; instruction + output; input_ids; text + label; "
+            "prompt + chosen + rejected; input + target; tokens + tags",
             try_=explain_columns(sorted(columns), "auto"),
         )
     verdicts = [(r.code, r.message) if r.fields is None else check_fields(r.fields, shape) for r in records]

@@ -7,6 +7,9 @@ input_ids           input_ids (+ labels, attention_mask)        ``labels`` when 
 messages            messages or conversations (+ tools)         the assistant's turns
 prompt_completion   prompt, completion (text or messages)       the completion
 instruction         instruction (+ input), output or response   the output
+preference          prompt, chosen, rejected (text or messages) which of the two answers is preferred
+pair                input, target                               the target
+tagged              tokens, tags; or text, entities             the labelled tokens
 text_label          text (+ text_pair), label                   the label; every token for a language model
 features            features, target                            the target
 text                text                                        every token
@@ -23,7 +26,12 @@ import numpy as np
 Problem = tuple[str, str]
 """A short stable code, and a message for people."""
 
-SHAPES = ("input_ids", "messages", "prompt_completion", "instruction", "text_label", "features", "text")
+SHAPES = (
+    "input_ids", "preference", "messages", "prompt_completion", "instruction", "pair", "tagged", "image", "text_label",
+    "features", "text",
+)  # fmt: skip
+LABELLED = ("text_label", "tagged")
+"""Shapes of a text with labels: a language model reads the text."""
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 
@@ -33,12 +41,20 @@ def detect_shape(fields: Mapping[str, Any]) -> str:
     names = fields.keys()
     if "input_ids" in names:
         return "input_ids"
+    if "chosen" in names and "rejected" in names:
+        return "preference"
     if "messages" in names or "conversations" in names:
         return "messages"
     if "prompt" in names and "completion" in names:
         return "prompt_completion"
     if "instruction" in names and ("output" in names or "response" in names):
         return "instruction"
+    if "input" in names and "target" in names:
+        return "pair"
+    if ("text" in names and "entities" in names) or (words_of(fields) is not None and _tags(fields) is not None):
+        return "tagged"
+    if isinstance(fields.get("image"), Mapping | list):
+        return "image"
     if "text" in names:
         return "text_label" if "label" in names else "text"
     if "features" in names and "target" in names:
@@ -158,6 +174,65 @@ def _check_features(fields: Mapping[str, Any]) -> Problem | None:
     return None
 
 
+def words_of(fields: Mapping[str, Any]) -> Any:
+    """The words of a tagged row, under either of their usual names; None when there are none."""
+    return fields.get("tokens", fields.get("words"))
+
+
+def _tags(fields: Mapping[str, Any]) -> Any:
+    return next((fields[name] for name in ("tags", "ner_tags", "pos_tags") if name in fields), None)
+
+
+def tags_of(fields: Mapping[str, Any]) -> list[Any]:
+    """The labels of a tagged row's words."""
+    return list(_tags(fields))
+
+
+def _check_tagged(fields: Mapping[str, Any]) -> Problem | None:
+    words, tags = words_of(fields), _tags(fields)
+    if words is None:
+        return _text(fields, "text") or _check_entities(fields.get("entities"), len(fields["text"]))
+    for what, values in (("tokens", words), ("tags", tags)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            return "wrong_type", f"{what!r} is {type(values).__name__} where a list was wanted"
+    if not all(isinstance(word, str) for word in words):
+        return "wrong_type", "'tokens' holds something else than text"
+    if len(words) != len(tags):
+        return "length_mismatch", f"{len(words)} tokens but {len(tags)} tags"
+    return None if words else ("no_loss_tokens", "the row has no words")
+
+
+def _check_entities(spans: Any, length: int) -> Problem | None:
+    if not isinstance(spans, Sequence) or isinstance(spans, str):
+        return "wrong_type", f"'entities' is {type(spans).__name__} where a list of spans was wanted"
+    for span in spans:
+        start, end = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else (None, None)
+        if type(start) is not int or type(end) is not int:
+            return "wrong_type", f"{str(span)[:60]} is no span with start, end and label"
+        if not 0 <= start < end <= length or not isinstance(span.get("label"), str):
+            return "bad_span", f"{str(span)[:60]} does not lie in the text's {length} characters, or has no label"
+    return None
+
+
+def _check_preference(fields: Mapping[str, Any]) -> Problem | None:
+    for name in ("chosen", "rejected", *(("prompt",) if fields.get("prompt") is not None else ())):
+        value = fields.get(name)
+        problem = _messages_problem(value, name) if isinstance(value, list) else _text(fields, name)
+        if problem:
+            return problem
+    kinds = {type(fields[name]) for name in ("chosen", "rejected")}
+    return None if len(kinds) == 1 else ("wrong_type", "'chosen' and 'rejected' are one text and one list of messages")
+
+
+def _check_pair(fields: Mapping[str, Any]) -> Problem | None:
+    return _text(fields, "input") or _text(fields, "target")
+
+
+def _check_image(fields: Mapping[str, Any]) -> Problem | None:
+    given = isinstance(fields.get("image"), Mapping | list)
+    return None if given else ("missing_column", "no column 'image' with an image in it")
+
+
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], Problem | None]] = {
     "text": _check_text,
     "text_label": _check_text,  # whether the label will do is for the task to say; a language model needs none
@@ -166,6 +241,10 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], Problem | None]] = {
     "messages": _check_messages,
     "input_ids": _check_ids,
     "features": _check_features,
+    "preference": _check_preference,
+    "pair": _check_pair,
+    "tagged": _check_tagged,
+    "image": _check_image,
 }
 
 
@@ -193,6 +272,23 @@ def answer_of(fields: Mapping[str, Any]) -> str:
     return fields["output"] if "output" in fields else fields["response"]
 
 
+def sides_of(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """What is read and what is to be written, of a ``pair``, ``prompt_completion`` (texts) or ``instruction`` row."""
+    if "target" in fields and "input" in fields:
+        return fields["input"], fields["target"]
+    if "instruction" in fields:
+        return fields["instruction"] + (f"\n\n{fields['input']}" if fields.get("input") else ""), answer_of(fields)
+    return str(fields["prompt"]), str(fields["completion"])
+
+
+def said_by(fields: Mapping[str, Any], name: str) -> str:
+    """A text, or the contents of a list of messages by line."""
+    value = fields[name]
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(m["content"] or "") for m in messages_of(fields, name))
+
+
 def fields_spans(fields: Mapping[str, Any], shape: str = "auto") -> tuple[tuple[str, str], ...]:
     """The pieces of a row that a person reads, as (kind, text); kinds are column names or roles."""
     shape = detect_shape(fields) if shape in ("auto", "mixed", "") else shape
@@ -206,12 +302,32 @@ def fields_spans(fields: Mapping[str, Any], shape: str = "auto") -> tuple[tuple[
     if shape == "instruction":
         given = (("input", fields["input"]),) if fields.get("input") else ()
         return ("instruction", fields["instruction"]), *given, ("output", answer_of(fields))
+    if shape == "preference":
+        names = ("prompt", "chosen", "rejected") if fields.get("prompt") is not None else ("chosen", "rejected")
+        return tuple((name, said_by(fields, name)) for name in names)
+    if shape == "pair":
+        return ("input", fields["input"]), ("target", fields["target"])
+    if shape == "tagged":
+        return _tagged_spans(fields)
+    if shape == "image":
+        return (("caption", str(fields.get("text") or "")),)
     if shape in ("text", "text_label"):
         pair = (("text_pair", str(fields["text_pair"])),) if fields.get("text_pair") else ()
         return ("text", fields["text"]), *pair
     if shape == "input_ids":
         return (("input_ids", str(fields.get("text") or " ".join(map(str, fields["input_ids"])))),)
     return (("row", ", ".join(f"{k}={v}" for k, v in fields.items())),)
+
+
+def _tagged_spans(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    words = words_of(fields)
+    if words is None:
+        text = fields["text"]
+        marked = [f"{text[s['start'] : s['end']]}/{s['label']}" for s in fields["entities"]]
+    else:
+        text, outside = " ".join(words), ("O", 0)
+        marked = [f"{w}/{t}" for w, t in zip(words, tags_of(fields), strict=True) if t not in outside]
+    return ("text", text), *((("tags", " ".join(marked)),) if marked else ())
 
 
 def fields_text(fields: Mapping[str, Any], shape: str = "auto") -> tuple[str, tuple[tuple[str, str], ...]]:
