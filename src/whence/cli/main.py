@@ -48,6 +48,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "ask": ("index", "Which rows of an index made the model say this?"),
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
     "damping": ("damping", "Which damping does the evidence speak for?"),
+    "select": ("select", "Which rows to train on for these questions, or to leave out."),
     "evaluate": ("evaluate", "Does the score predict what retraining does? Proof, with baselines and controls."),
     "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
     "info": ("inspect", "What a run computed, and how to repeat it."),
