@@ -10,6 +10,7 @@ import numpy as np
 from whence.candidates.duplicates import near_duplicates
 from whence.report import Extras, render_html, report_data
 from whence.report.damping import damping_table
+from whence.report.unrolled import run_tables
 from whence.results import Scores
 
 COMPARED = 4_000  # strongest rows among which near-duplicates are looked for
@@ -22,7 +23,8 @@ def page(scores: Scores, extras: Extras | None = None) -> str:
     found = extras.groups or groups(scores)
     asked = extras.quarantine or scores.about.get("quarantine", ())
     study = scores.about.get("damping_study")
-    tables = (*extras.tables, *([damping_table(study)] if study else []))
+    ran = scores.about.get("unrolled")
+    tables = (*extras.tables, *([damping_table(study)] if study else []), *(run_tables(ran) if ran else ()))
     return render_html(report_data(scores, extras=replace(extras, groups=found, quarantine=asked, tables=tables)))
 
 

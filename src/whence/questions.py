@@ -166,6 +166,15 @@ def pose(subject: Subject, asked: Material, inverse: Operator) -> Queries:
     return precondition(mixed(collect(asked.source), weights, [name]), inverse)
 
 
+def combination(asked: Material, combine: str) -> np.ndarray | None:
+    """[1, Q] weights of the one direction that ``combine`` makes of the questions; None = each for itself.
+
+    Raises:
+        OptionError: a contrast without two sides.
+    """
+    return None if combine == "each" else _weights(asked, combine)[0]
+
+
 def _weights(asked: Material, combine: str) -> tuple[np.ndarray, str]:
     ids = asked.source.ids
     if combine == "mean":

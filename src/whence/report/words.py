@@ -14,6 +14,7 @@ _METHODS = {
     "identity": "gradient dot product",
     "diagonal": "diagonal Fisher",
     "exact": "exact inverse",
+    "unrolled": "unrolled (exact metagradient)",
 }
 _SECTIONS = {
     "method": "How it was computed",
@@ -208,7 +209,7 @@ def limits(about: Mapping[str, Any], ranking_complete: bool, left_out: int) -> t
         "A score predicts what would happen if one row were left out of training (or seen a little more). "
         "It is a first-order estimate, not a retraining experiment.",
         "Rows act together: the effect of removing many rows is not the sum of their effects.",
-        "The order of rows is more reliable than the size of their scores, which moves with the damping.",
+        *_sizes(about),
         "Only the rows given here can appear. If the model learned from other data, that part is out of sight.",
         "Word overlap (BM25) stands beside every score because it is often the better tool for finding where a fact "
         "is stated; influence asks a different question: what moved this model.",
@@ -222,6 +223,12 @@ def limits(about: Mapping[str, Any], ranking_complete: bool, left_out: int) -> t
         said.append(f"{left_out:,} row{'s' if left_out != 1 else ''} could not be used and have no score.")
     said.extend(str(w) for w in _sequence(about.get("warnings")))
     return tuple(said)
+
+
+def _sizes(about: Mapping[str, Any]) -> list[str]:
+    if first(about.get("method"), ("name", "method")) == "unrolled":
+        return []
+    return ["The order of rows is more reliable than the size of their scores, which moves with the damping."]
 
 
 def missing_tokens(about: Mapping[str, Any], rows: int, questions: int) -> str:

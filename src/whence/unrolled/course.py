@@ -12,9 +12,8 @@ import xxhash
 from whence.errors import OptionError
 from whence.evaluate.trainers import Recipe, reading_order
 from whence.tasks.base import Example
+from whence.unrolled.options import ROOT
 from whence.unrolled.rules import AdamW, Rule, Sgd
-
-ROOT = 1e-16  # inside Adam's square root: its own epsilon, squared
 
 
 @dataclass(frozen=True)
