@@ -49,6 +49,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
     "damping": ("damping", "Which damping does the evidence speak for?"),
     "select": ("select", "Which rows to train on for these questions, or to leave out."),
+    "unrolled": ("unrolled", "The exact effect of every row, through every step of a small training."),
     "evaluate": ("evaluate", "Does the score predict what retraining does? Proof, with baselines and controls."),
     "methods": ("inspect", "Every method: idea, reference, cost, when it is exact."),
     "info": ("inspect", "What a run computed, and how to repeat it."),
