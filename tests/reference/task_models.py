@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     BartConfig,
@@ -13,6 +14,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -23,6 +26,7 @@ from tasks.conftest import byte_level
 from whence.tasks.base import Example, Task
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.classification import SequenceClassification
+from whence.tasks.preference import Preference
 from whence.tasks.records import Row
 from whence.tasks.regression import Regression
 from whence.tasks.seq2seq import Seq2Seq
@@ -96,6 +100,20 @@ def bart() -> Case:
     return BartForConditionalGeneration(config).double(), *pairs(2), ("*",)
 
 
+def preference() -> Case:
+    """LoRA on a Llama: the reference is the adapter switched off."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    adapter = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(in_double(LlamaForCausalLM(config)), adapter).double().eval()  # type: ignore[arg-type]
+    task = Preference(byte_level(), beta=0.7)
+    rows = [{"prompt": a, "chosen": f" {b}", "rejected": " the log sat"} for a, b in PAIRS]
+    return model, task, task.prepare(model, encoded(task, rows)), ()
+
+
 def pairs(start: int) -> tuple[Task, list[Example]]:
     task = Seq2Seq(byte_level(), start=start)
     rows = [{"input": a, "target": b} for a, b in PAIRS[:3]]
@@ -108,6 +126,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "classification": classifier,
     "regression": regression,
     "token_classification": tagger,
+    "preference": preference,
     "seq2seq-t5": t5,
     "seq2seq-bart": bart,
 }
