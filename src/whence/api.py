@@ -32,7 +32,7 @@ from whence.store.run import add_file, claimed, load_scores, save_scores
 from whence.tasks.base import Task
 from whence.tasks.shapes import detect_shape
 from whence.tokenwise import Sides, look_closer
-from whence.watch import Silent, Watcher
+from whence.watch import Silent, Watcher, is_first
 
 REPORT = "report.html"
 QUESTION = "question"  # source name of a question typed on the command line
@@ -81,7 +81,7 @@ def trace(request: TraceRequest, *, watch: Watcher | None = None) -> Scores:
     contrast = "contrast" if request.against is not None else None
     ask = _resolve(request.options, {"pretraining": _pretraining(request), "combine": contrast}, watch)
     scores = _run(ask, request.model, list(request.data), asked_of(request), request=request, out=request.out)
-    if request.report:
+    if request.report and (is_first() or not request.options.fsdp):
         write_report(scores, request.report)
     return scores
 
@@ -245,8 +245,8 @@ def _request(model: Any, train: Any, query: Any, *, out: Any, ask: _Ask) -> Trac
 def _run(
     ask: _Ask, model: Any, train: Any, query: Any, *, request: TraceRequest | None, out: str | Path | None
 ) -> Scores:
-    """Claim the folder before spending time, compute, write."""
-    if out is None:
+    """Claim the folder before spending time, compute, write. Of processes that work together only the first writes."""
+    if out is None or (ask.options.fsdp and not is_first()):
         return _answered(ask, model, train, query)[0]
     with claimed(out) as folder:
         scores, record = _answered(ask, model, train, query)

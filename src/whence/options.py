@@ -105,6 +105,10 @@ class TraceOptions(BaseModel):
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+    fsdp: bool = Field(
+        default=False,
+        description="Spread the model over the processes of torchrun (FSDP2): for models beyond one GPU.",
+    )
         default="auto",
         description="Attention backend; auto is the model's own default. `whence check` measures what it costs.",
     )

@@ -5,6 +5,7 @@ Each step says what it derived (``Watcher.note``) before time is spent on it.
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from whence.curvature.settings import read_settings, split_spec
 from whence.errors import DataError, OptionError, TaskError, did_you_mean
 from whence.gradients.layers import Layers, find_layers
 from whence.gradients.source import LiveGradients
-from whence.loading import AUTO_CLASSES, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
+from whence.loading import AUTO_CLASSES, HOST, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
 from whence.options import TraceOptions
 from whence.tasks.base import Example, Setup, Task, get_task, task_names
 from whence.tasks.batches import plan_batches
@@ -92,6 +93,7 @@ def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Tas
     asked = check_task(options.task)
     loaded = _load(model, options, task=asked if asked in AUTO_CLASSES else "auto")
     layers = find_layers(loaded.model, options.layers)
+    loaded = _spread(loaded, options)
     task = task or make_task(loaded, options)
     _note_model(loaded, layers, watch)
     return Subject(loaded, task, layers, options, watch)
@@ -102,11 +104,28 @@ def _load(model: Any, options: TraceOptions, *, task: str) -> Loaded:
     return load_model(
         model,
         dtype=options.dtype,
-        device=options.device,
+        device=HOST if options.fsdp else options.device,
         task=task,
         attention=options.attention,
         allow=[name for name, allowed in allow.items() if allowed],
     )
+
+
+def _spread(loaded: Loaded, options: TraceOptions) -> Loaded:
+    """With ``fsdp`` the model in shards over all ranks, and on this one's device.
+
+    Raises:
+        OptionError: a live model that is sharded already, without ``fsdp``: every rank would do all the work and write.
+    """
+    if not options.fsdp:
+        if any(hasattr(p, "full_tensor") for p in loaded.model.parameters()):
+            raise OptionError("a model whose parameters are spread over processes", wanted="fsdp", try_="fsdp=True")
+        return loaded
+    sharding = importlib.import_module("whence.loading.sharding")  # FSDP2 takes a second to import; few need it
+    ranks = sharding.join_ranks(options.device)
+    model = sharding.spread(loaded.model, ranks)
+    record = {**loaded.about["model"], "device": str(ranks.device), "fsdp": ranks.world}
+    return replace(loaded, model=model, ranks=ranks, about={**loaded.about, "model": record})
 
 
 def check_task(spec: str) -> str:
@@ -180,7 +199,9 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     if not examples:
         raise DataError(f"no usable row in {name or spec}", wanted="at least one row with a loss")
     plan = plan_batches([example.length for example in examples], token_budget=options.batch_tokens)
-    source = LiveGradients(subject.loaded.model, subject.task, examples, plan, subject.layers)
+    source = LiveGradients(
+        subject.loaded.model, subject.task, examples, plan, subject.layers, ranks=subject.loaded.ranks
+    )
     material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
     _note_rows(material, what, subject.watch)
     return material
@@ -217,10 +238,11 @@ def spec_name(spec: Any) -> str:
 def _note_model(loaded: Loaded, layers: Layers, watch: Watcher) -> None:
     about = loaded.about["model"]
     adapter = " with adapter" if "adapter" in loaded.about else ""
+    among = f", spread over {loaded.ranks.world} processes" if loaded.ranks is not None else ""
     watch.note(
         "model",
         f"model     {loaded.about['spec']}{adapter} · {about['class']} · {about['parameters']:,} parameters · "
-        f"{about['dtype']} on {about['device']} · attention {about['attention'] or 'its own'}",
+        f"{about['dtype']} on {about['device']}{among} · attention {about['attention'] or 'its own'}",
         **{k: about[k] for k in ("class", "parameters", "dtype", "device", "attention")},
     )
     largest = ", ".join(f"{name} ({count:,})" for name, count in layers.uncovered[:2])

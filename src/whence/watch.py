@@ -6,6 +6,7 @@ a library call from Python passes nothing and hears nothing.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 
@@ -19,6 +20,11 @@ class Watcher(Protocol):
     def step(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` rows of this stage are finished."""
         ...
+
+
+def is_first() -> bool:
+    """Whether this process answers for all that its launcher (torchrun) started: writes files and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Silent:

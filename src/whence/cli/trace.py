@@ -12,6 +12,7 @@ from whence.cli.voice import Voice
 from whence.options import TraceOptions, TraceRequest, read_config, trace_request
 from whence.report import render_text, report_data
 from whence.results import Ranked, Scores
+from whence.watch import is_first
 
 SHOWN, LISTED = 5, 10
 
@@ -48,6 +49,9 @@ def trace(voice: Voice, given: dict[str, Any]) -> int:
     flat = read_config(given.pop("config")) if "config" in given else {}
     request = trace_request({**flat, **given})
     api = importlib.import_module("whence.api")  # torch and transformers load only when there is work
+    if request.options.fsdp and not is_first():
+        api.trace(request)  # works along; the first process answers for all
+        return 0
     scores = api.trace(request, watch=voice)
     if voice.json:
         emit_scores(voice, scores, request.options.top_k or LISTED)

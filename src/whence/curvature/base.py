@@ -23,6 +23,7 @@ from torch import Tensor
 
 from whence.curvature.settings import Setting, join_spec, read_settings, settings_of, split_spec
 from whence.errors import OptionError, did_you_mean
+from whence.gradients.ranks import Ranks
 from whence.gradients.source import GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks, Operator
@@ -67,6 +68,27 @@ class Sums:
             else:
                 mine[name] = value.clone()  # the value may be shared with another layer through the memo
         self.positions[layer] = self.positions.get(layer, 0) + positions
+
+    def shared(self, ranks: Ranks) -> Sums:
+        """The sums over the rows of all ranks, the same bytes on every rank."""
+        flat = {f"{n}|{layer}": value for layer, t in self.tensors.items() for n, value in t.items()}
+        result = Sums(examples=sum(ranks.everyone(self.examples)))
+        for key, value in ranks.totals(flat).items():
+            name, _, layer = key.partition("|")
+            result.tensors.setdefault(layer, {})[name] = value
+        for part in ranks.everyone(self.positions):
+            for layer, count in part.items():
+                result.positions[layer] = result.positions.get(layer, 0) + count
+        return result
+
+    def take(self, other: Sums) -> None:
+        """Add the other sums to these, which then own them."""
+        if not self.tensors:
+            self.tensors, self.positions, self.examples = other.tensors, other.positions, other.examples
+            return
+        for layer, terms in other.tensors.items():
+            self.add(layer, terms, other.positions[layer])
+        self.examples += other.examples
 
     def merged(self, other: Sums) -> Sums:
         """The sums over both sets of rows: the whole of data-parallel fitting."""

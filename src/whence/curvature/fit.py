@@ -12,6 +12,7 @@ import torch
 from whence.curvature.agreement import predicted_agreement
 from whence.curvature.base import Factors, Fisher, LayerTensors, Memo, Method, Stage, Sums
 from whence.errors import CurvatureError
+from whence.gradients.ranks import Ranks, ranks_of
 from whence.gradients.source import Closed, GradientSource
 from whence.linalg.damping import Damping, factored, relative
 from whence.linalg.matrix_batch import MatrixBatch
@@ -94,6 +95,10 @@ class _Accumulate:
         self.memo.forget()
         self.sums.examples += int(closed.finite.sum())
 
+    def share(self, ranks: Ranks) -> None:
+        """Add what other ranks saw."""
+        self.sums = self.sums.shared(ranks)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -135,9 +140,11 @@ class _Run:
 
     def _accumulated(self, sums: Sums, batches: Sequence[int]) -> Sums:
         labels = "sampled" if self.options.fisher == "sampled" else "true"
-        self.source.visit(
-            _Accumulate(self.stage, self.tensors, sums), labels=labels, seed=self.options.seed, batches=batches
-        )
+        # What ranks share are the sums of this visit alone; those of earlier visits every rank has already.
+        visitor = _Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else Sums())
+        self.source.visit(visitor, labels=labels, seed=self.options.seed, batches=batches)
+        if visitor.sums is not sums:
+            sums.take(visitor.sums)
         return sums
 
     def _look(self, halves: tuple[Sums, Sums]) -> float:

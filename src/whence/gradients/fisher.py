@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import ResourceError
+from whence.gradients.ranks import Ranks
 from whence.gradients.source import Closed, GradientSource, Labels
 from whence.linalg.matrix_batch import Full, MatrixBatch
 from whence.linalg.packing import Layout
@@ -93,6 +94,10 @@ class _Multiply:
                 self.total[name] += (weights_BK.T @ piece.full().flatten(1)).view_as(self.total[name])
                 start += len(piece)
         self._held = {}
+
+    def share(self, ranks: Ranks) -> None:
+        """Add what other ranks saw."""
+        self.total = {name: ranks.total(part) for name, part in self.total.items()}
 
 
 @dataclass

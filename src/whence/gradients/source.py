@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from whence.gradients.capture import Capture, frozen
 from whence.gradients.layers import Layers
+from whence.gradients.ranks import Ranks, share_of, turns
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.tasks.base import Batch, Example, Task, device_of, measurements_of, move
 from whence.tasks.batches import BatchPlan, plan_batches
@@ -52,6 +53,16 @@ class Visitor(Protocol):
         ...
 
 
+class Nobody:
+    """The visitor of a batch that is run only to keep the ranks in step."""
+
+    def see(self, layer: str, grads: MatrixBatch) -> None:
+        """Look away."""
+
+    def close(self, closed: Closed) -> None:
+        """Forget."""
+
+
 class GradientSource(Protocol):
     """Something that can show per-example gradients: a live model, or an index on disk."""
 
@@ -84,6 +95,7 @@ class LiveGradients:
         plan: which examples go together; fixed, so that results do not depend on who computes what.
         layers: what to follow.
         progress: called with the number of examples finished after each batch.
+        ranks: the processes over which the model's parameters are spread; None for a model that is whole.
     """
 
     model: nn.Module
@@ -92,6 +104,7 @@ class LiveGradients:
     plan: BatchPlan
     layers: Layers
     progress: Callable[[int], None] | None = None
+    ranks: Ranks | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -121,14 +134,20 @@ class LiveGradients:
             labels: what the backward pass starts from.
             seed: of sampled labels; together with the row id it fixes them, whatever the order or the batching.
             batches: batch numbers of the plan.
+
+        With ``ranks``, a visitor that can ``share`` is shown this rank's part of the batches and told the rest at the
+        end; any other is shown all of them, on every rank.
         """
-        numbers = range(self.n_batches) if batches is None else batches
+        numbers = list(range(self.n_batches) if batches is None else batches)
+        share = share_of(visitor) if self.ranks is not None else None
         with frozen(self.model):
-            for number in numbers:
-                chosen = [self.examples[i] for i in self.plan.batches[number]]
-                self._one_batch(visitor, self.task.collate(chosen), labels, seed)
+            for turn in turns(self.ranks if share else None, numbers):
+                chosen = [self.examples[i] for i in self.plan.batches[turn.number]]
+                self._one_batch(visitor if turn.counts else Nobody(), self.task.collate(chosen), labels, seed)
                 if self.progress is not None:
-                    self.progress(len(chosen))
+                    self.progress(sum(self.batch_size(number) for number in turn.done))
+        if share is not None and self.ranks is not None:
+            share(self.ranks)
 
     def _one_batch(self, visitor: Visitor, batch: Batch, labels: Labels, seed: int) -> None:
         batch = move(batch, device_of(self.model))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from whence.errors import LayerError
 from whence.gradients.layers import Layers
+from whence.gradients.ranks import Ranks, Share, ranks_of, share_of
 from whence.gradients.source import Closed, GradientSource, Labels, LiveGradients, Visitor
 from whence.linalg import draws
 from whence.linalg.compressed import Squeeze
@@ -198,6 +199,11 @@ class TransformedGradients:
         """What every transform was made of, under ``1.kind``, ``1.seed``, ``2.kind`` ..., for storing and comparing."""
         return fingerprint(self.transforms)
 
+    @property
+    def ranks(self) -> Ranks | None:
+        """Over which the model is spread, if it is."""
+        return ranks_of(self.source)
+
     def batch_size(self, number: int) -> int:
         """Examples in one batch of the plan."""
         return self.source.batch_size(number)
@@ -226,6 +232,11 @@ class _Through:
 
     visitor: Visitor
     transforms: tuple[Transform, ...]
+
+    @property
+    def share(self) -> Share | None:
+        """As the visitor behind it shares."""
+        return share_of(self.visitor)
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         for transform in self.transforms:

@@ -46,6 +46,7 @@ def tensor_digest(model: nn.Module) -> str:
     """Hash over names, shapes and bytes of all tensors: the identity of a model that did not come from files."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # spread over ranks
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"xxh3:{digest.hexdigest()}"

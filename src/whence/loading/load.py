@@ -18,9 +18,10 @@ import transformers
 from torch import nn
 
 from whence.errors import ModelError, OptionError, did_you_mean
+from whence.gradients.ranks import Ranks
 from whence.loading.fingerprints import describe_model, describe_tokenizer, file_records
 from whence.loading.guards import Weights, check_complete, check_finite, check_weight_files, explained, quiet
-from whence.loading.places import check_reachable, is_adapter, pick_device, read_object, resolve
+from whence.loading.places import HOST, check_reachable, is_adapter, pick_device, read_object, resolve
 
 REMOTE_CODE, PICKLE_WEIGHTS = "remote_code", "pickle_weights"
 ALLOWABLE = (REMOTE_CODE, PICKLE_WEIGHTS)
@@ -45,6 +46,7 @@ class Loaded:
         task: the task the model was loaded for, one of ``AUTO_CLASSES`` or ``diffusion``.
         about: spec, paths, revision, commit, hashes of weights, tokenizer and template, dtype, device, attention.
         extra: what else came with the model and a task may want (the noise schedule of a diffusion model).
+        ranks: the processes that its parameters are spread over; None when the model is whole.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Loaded:
     task: str
     about: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Ranks | None = None
 
 
 def load_model(
@@ -68,7 +71,8 @@ def load_model(
     Args:
         spec: folder, hub id, ``id@revision``, PEFT adapter folder, a module, or ``(model, tokenizer)``.
         dtype: number type; ``auto`` keeps the checkpoint's (float16 becomes float32 on a CPU, where it has no range).
-        device: torch device; ``auto`` takes CUDA, then MPS, then the CPU. A live model stays where it is.
+        device: torch device; ``auto`` takes CUDA, then MPS, then the CPU. ``HOST`` leaves it in main memory in the
+            number type that a GPU would get. A live model stays where it is.
         task: a key of ``AUTO_CLASSES``, or ``auto`` (by the architecture named in the model's config).
         attention: attention backend; ``auto`` is the model's default.
         allow: any of ``remote_code`` and ``pickle_weights``; both are refused otherwise.
@@ -77,7 +81,9 @@ def load_model(
         ModelError: missing, gated, incomplete, unsafe or non-finite.
         OptionError: an unknown dtype, device or permission.
     """
-    request = _Request(str(spec), "", dtype, pick_device(device), task, attention, frozenset(allow))
+    request = _Request(
+        str(spec), "", dtype, HOST if device == HOST else pick_device(device), task, attention, frozenset(allow)
+    )
     request.check()
     if isinstance(spec, nn.Module) or (isinstance(spec, (tuple, list)) and len(spec) == 2):
         model, tokenizer = spec if not isinstance(spec, nn.Module) else (spec, None)
@@ -214,7 +220,7 @@ def _full_model(request: _Request, config: Any) -> nn.Module:
     check_complete(request.place, type(model).__name__, info)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # a cache of keys and values is for generation; here it only costs memory
-    return model.to(request.device).eval()
+    return model.to("cpu" if request.device == HOST else request.device).eval()
 
 
 def _dtype(request: _Request, config: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 from whence.errors import ModelError, OptionError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HOST = "host"  # not a device of torch: in main memory for now, on its way to somewhere else
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 

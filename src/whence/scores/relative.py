@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.gradients.ranks import Ranks
 from whence.gradients.source import Closed, GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks
@@ -36,6 +37,10 @@ class Movement:
         total = torch.where(closed.finite, self._total_B.clamp(min=0).sqrt().cpu(), torch.nan)
         self.values.update(zip(closed.ids, total.tolist(), strict=True))
         self._total_B = None
+
+    def share(self, ranks: Ranks) -> None:
+        """Take in the values of the rows that other ranks saw."""
+        self.values = ranks.merged(self.values)
 
 
 def movement(source: GradientSource, inverse: Blocks) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import OptionError
+from whence.gradients.ranks import Ranks, Share, share_of
 from whence.gradients.source import Closed, GradientSource, Labels, Visitor
 from whence.linalg.matrix_batch import Full, MatrixBatch, Outer, concat_rows
 from whence.linalg.operators import Blocks, Gradients, Operator
@@ -119,6 +120,7 @@ class Pairwise:
     sink: Sink
     keep_layers: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+    _ids: list[str] = field(default_factory=list)  # closed since the last share
     _block_BQ: Tensor | None = None
     _layers: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
@@ -135,7 +137,14 @@ class Pairwise:
         block_QB[:, ~closed.finite.numpy()] = np.nan
         self.sink.put(closed.ids, block_QB, self._stacked())
         self.losses.update(zip(closed.ids, closed.losses.tolist(), strict=True))
+        self._ids += closed.ids
         self._block_BQ, self._layers = None, []
+
+    def share(self, ranks: Ranks) -> None:
+        """Take in the scores of the rows that other ranks saw."""
+        self.sink.share(ranks, self._ids)
+        self.losses = ranks.merged(self.losses)
+        self._ids = []
 
     def _stacked(self) -> np.ndarray | None:
         if not self._layers:
@@ -162,12 +171,27 @@ class SelfInfluence:
         self.values.update(zip(closed.ids, total.tolist(), strict=True))
         self._total_B = None
 
+    def share(self, ranks: Ranks) -> None:
+        """Take in the values of the rows that other ranks saw."""
+        self.values = ranks.merged(self.values)
+
 
 @dataclass
 class Together:
     """Several visitors on one pass."""
 
     visitors: Sequence[Visitor]
+
+    @property
+    def share(self) -> Share | None:
+        """Each visitor in turn; all of them must be able to."""
+        parts = [share for share in map(share_of, self.visitors) if share is not None]
+
+        def share(ranks: Ranks) -> None:
+            for part in parts:
+                part(ranks)
+
+        return share if len(parts) == len(self.visitors) else None
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         for visitor in self.visitors:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
+
+from whence.gradients.ranks import Ranks
 
 
 class Sink(Protocol):
@@ -14,6 +17,10 @@ class Sink(Protocol):
 
     def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
         """Scores of Q queries against the B examples with these ids; NaN for examples that could not be scored."""
+        ...
+
+    def share(self, ranks: Ranks, ids: Sequence[str]) -> None:
+        """Take in what other ranks put; ``ids`` are those that this rank has put since it was last asked."""
         ...
 
 
@@ -43,6 +50,17 @@ class AllScores:
         self.values[:, where] = block_QB
         if self.per_layer is not None and layers_LQB is not None:
             self.per_layer[:, where] = layers_LQB.transpose(1, 2, 0)
+
+    def share(self, ranks: Ranks, ids: Sequence[str]) -> None:
+        """Columns of other ranks, which have put other rows."""
+        mine = [self.columns[id_] for id_ in ids]
+        where = sorted(column for part in ranks.everyone(mine) for column in part)
+        at = np.searchsorted(where, mine)
+        for array in (self.values, self.per_layer):
+            if array is not None:
+                new = torch.zeros(len(array), len(where), *array.shape[2:], dtype=torch.from_numpy(array).dtype)
+                new[:, at] = torch.from_numpy(array[:, mine])
+                array[:, where] = ranks.total(new).numpy()
 
 
 @dataclass
@@ -75,6 +93,20 @@ class TopK:
         columns = np.concatenate([old[1], new[1]], axis=1)
         order = np.lexsort((columns, -values), axis=1)[:, : self.k]
         return np.take_along_axis(values, order, 1), np.take_along_axis(columns, order, 1)
+
+    def share(self, ranks: Ranks, ids: Sequence[str]) -> None:
+        """The strongest of all ranks' strongest."""
+        for side in (0, 1):
+            best = self._best[side] if len(self._best) > side else self._empty()
+            found = self._empty()
+            for rank, width in enumerate(ranks.everyone(best[0].shape[1])):
+                shape = (self.queries, width)
+                given = best if rank == ranks.rank else (np.empty(shape), np.empty(shape, dtype=np.int64))
+                values, columns = (ranks.from_rank(rank, torch.from_numpy(part)).numpy() for part in given)
+                # what was shared before comes back from every rank: count it once
+                known = (columns[:, :, None] == found[1][:, None, :]).any(2)
+                found = self._merge(found, (np.where(known, -np.inf, values), columns))
+            self._best[side : side + 1] = [found]
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """(Q x 2k values, Q x 2k columns): proponents then opponents, best first, -1 and NaN where there are none."""

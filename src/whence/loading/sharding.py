@@ -1,0 +1,84 @@
+"""A model's parameters spread over the processes of a launcher (FSDP2): for models beyond one GPU.
+
+The blocks of the model are gathered one at a time, used and let go again, in the forward pass and in the backward
+pass. Hooks on layers therefore see what they would see on one device; ``gradients.ranks`` divides the batches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from whence.errors import ModelError, OptionError
+from whence.gradients.ranks import Ranks
+from whence.loading.places import pick_device
+
+
+def join_ranks(device: str = "auto") -> Ranks:
+    """This process among those that its launcher started; the first call sets the process group up.
+
+    Raises:
+        OptionError: a process that no launcher started, or a device that cannot be shared.
+    """
+    kind = torch.device(pick_device(device)).type
+    if kind not in ("cpu", "cuda"):
+        raise OptionError(f"fsdp on {kind}", wanted="CUDA GPUs, or cpu", try_="--device cpu")
+    place = torch.device(kind)
+    if kind == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            raise OptionError(
+                "fsdp in a process that no launcher started",
+                wanted="one process per GPU",
+                try_="torchrun --nproc-per-node 2 -m whence trace ... --fsdp",
+            )
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        atexit.register(_leave)
+    return Ranks(dist.get_rank(), dist.get_world_size(), place)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def spread(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model with every block's parameters sharded over the ranks, on their devices; itself, changed in place.
+
+    Parameters no longer require gradients: attribution needs none of them.
+
+    Raises:
+        ModelError: parameters that are not numbers to shard (quantised weights).
+    """
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return model  # the user sharded it
+    odd = next((n for n, p in model.named_parameters() if not p.is_floating_point()), None)
+    if odd is not None:
+        raise ModelError(
+            f"{odd} holds quantised weights", wanted="float parameters to shard", try_="fsdp without 4 or 8 bit"
+        )
+    model.requires_grad_(False)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost ``nn.ModuleList``s: how every transformer stacks its blocks."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if next(block.parameters(), None) is not None)
+        else:
+            yield from _blocks(child)
