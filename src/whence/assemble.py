@@ -128,7 +128,9 @@ def about_of(
         "damping": options.damping,
         "normalise": options.normalise,
         "fisher": factors.about.get("fisher"),
-        "fit": [{k: stage[k] for k in ("name", "rows", "seconds")} for stage in factors.about.get("stages", ())],
+        "fit": [
+            {k: stage[k] for k in ("name", "rows", "seconds") if k in stage} for stage in factors.about.get("stages", ())
+        ],
         "seed": options.seed,
         "question": _question(subject),
         "layers": list(subject.layers.names),

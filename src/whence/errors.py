@@ -8,6 +8,7 @@
     ├── TaskError          3   rows that do not fit the task (no trained tokens, wrong columns)
     ├── StoreError         4   a run folder or index that is in use, damaged or of another run
     ├── ResourceError      5   disk full, or does not fit in memory
+    ├── RankError         75   another process of this job died or hangs; the same command goes on
     ├── ModelError         6   a model or tokenizer that cannot be loaded, or is not finite
     ├── LayerError         2   layer patterns or module kinds that cannot be attributed
     └── CurvatureError     2   factors that cannot be inverted, solvers that cannot run
@@ -65,6 +66,12 @@ class ResourceError(WhenceError):
     exit_code = 5
 
 
+class RankError(WhenceError):
+    """Another process of this job died or does not answer; the same command goes on from there."""
+
+    exit_code = 75
+
+
 class ModelError(WhenceError):
     """A model, adapter or tokenizer that cannot be loaded or holds non-finite weights."""
 
@@ -77,6 +84,13 @@ class LayerError(WhenceError):
 
 class CurvatureError(WhenceError):
     """Factors that cannot be inverted, or solvers that cannot run with these settings."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Is this an allocation that failed? PyTorch's CPU allocator raises a plain RuntimeError, GPUs a class of their own."""
+    said = str(error).lower()
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "out of memory" in said or "can't allocate memory" in said
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

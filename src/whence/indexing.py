@@ -5,16 +5,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from whence.assemble import about_of, nonfinite_rows, views_of
+from whence.building import Fitting, Shelving, Site, site_of
 from whence.curvature.base import Factors, Method, Problem, get_method
+from whence.curvature.fit import FitOptions
 from whence.errors import OptionError
 from whence.gradients.transforms import TransformedGradients, whitened
 from whence.linalg.codes.base import Code, Layout
@@ -23,12 +31,16 @@ from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
-from whence.results import RowView
 from whence.scores.score import collect
-from whence.scoring import blocks_of, counted, fitted
+from whence.scoring import blocks_of, counted
 from whence.store import atomic, index_folder, index_shards, tables
-from whence.store.index_folder import FACTORS, QUARANTINE, ROWS, IndexFolder, shard_name
+from whence.store.crew import Alone, Crew, Member, clear, joined, member_of
+from whence.store.index_folder import FACTORS, QUARANTINE, ROWS, IndexFolder
+from whence.store.index_journal import JOURNALS, Journal
+from whence.store.provenance import peak_memory_bytes
 from whence.store.run import claimed
+from whence.store.worklist import Task
+from whence.tasks.rows import Quarantined
 from whence.watch import Silent, Watcher
 
 KB = 1000
@@ -37,7 +49,9 @@ SHARD_BYTES = 32_000_000
 # what an answer must share with the index; the rest of the identity is about how the index was built
 OF_THE_MODEL = ("model.", "adapter.", "tokenizer.", "task.", "layers")
 # options that change neither the numbers nor what they are of
+TRUST = {"trust_remote_code", "allow_pickle_weights"}  # never taken from a file
 INCIDENTAL = {"device", "top_k", "lexical", "tokens", "trust_remote_code", "allow_pickle_weights", "max_bad_rows"}
+TOO_LARGE = "too_large"
 NO_INDEX = ("checkpoints", "per_layer", "self_influence", "span", "generate")
 
 
@@ -79,7 +93,9 @@ def build_index(
 ) -> dict[str, Any]:
     """Fit the curvature and keep every training row's whitened gradient, so that questions need no training rows.
 
-    Running the same command again finishes what was interrupted and makes damaged parts again.
+    Running the same command again finishes what was interrupted and makes damaged parts again. Started by ``torchrun``,
+    ``accelerate launch`` or ``srun``, or with ``shard="i/n"`` from a job array, processes share the work; the files are
+    the same to the byte.
 
     Args:
         model: as ``whence.attribute``.
@@ -88,21 +104,78 @@ def build_index(
         compression: bytes per row and scheme, such as ``{"budget": 5}``.
         watch: hears what is derived and how far the work is.
         options: a ``TraceOptions`` record or mapping; block-diagonal methods only.
-        overrides: single options by name.
+        overrides: single options by name, and ``shard``.
 
     Returns:
         The manifest: rows, bytes per row, scheme, shards.
 
     Raises:
-        WhenceError: as ``attribute``; StoreError when the folder is of something else (names the fields).
+        WhenceError: as ``attribute``; StoreError when the folder is of something else (names the fields); RankError
+            when another rank of the job died.
     """
     kept = Compression(**compression) if isinstance(compression, Mapping) else compression or Compression()
+    member = member_of(overrides.pop("shard", None), os.environ)
     ask = _resolve(options, overrides, watch)
-    with claimed(out, kind="index") as place:
-        subject = open_subject(model, ask.options, ask.watch)
+    request = {"model": model, "train": list(train) if isinstance(train, tuple) else train}
+    with _held(out, member) as (place, crew):
+        subject = open_subject(model, _placed(ask.options, member), ask.watch)
         trained = open_rows(subject, train, what="train")
-        folder = index_folder.open_plan(place, _identity(ask, subject, trained, kept))
-        return _Build(ask, subject, trained, folder, kept).run()
+        extra = {"threads": torch.get_num_threads(), "request": request if _is_text(request) else None}
+        identity = _identity(ask, subject, trained, kept)
+        folder = index_folder.open_plan(place, identity, member=crew.name, extra=extra)
+        with threads(int(folder.plan["threads"])):
+            return _Build(ask, subject, trained, site_of(folder, crew, trained.source), kept).run()
+
+
+@contextmanager
+def _held(out: str | Path, member: Member | None) -> Iterator[tuple[Path, Crew]]:
+    """The folder for this process alone, or for it and others."""
+    if member is not None:
+        with joined(out, member, kind="index", after=tidy) as held:
+            yield held
+        return
+    with claimed(out, kind="index") as place:
+        clear(place)
+        tidy(place)
+        yield place, Alone()
+        tidy(place)
+
+
+def tidy(place: Path) -> None:
+    """One journal of all, and of a finished index nothing that is not needed; for who holds the folder alone."""
+    journal, kept = Journal(place), None
+    if (place / index_folder.MANIFEST).is_file():
+        body = index_folder.read_manifest(place)
+        kept = [*body["files"], *(entry["name"] for entry in body.get("splits", ()))]
+        for path in sorted(place.glob(index_folder.SCRATCH)):
+            atomic.remove(path)
+    if kept is not None or len(list(place.glob(JOURNALS))) > 1:
+        journal.merged(kept)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """As many threads as when the index was begun: another number adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _placed(options: TraceOptions, member: Member | None) -> TraceOptions:
+    """Each rank of a machine on a GPU of its own."""
+    if member is None or options.device != "auto" or not torch.cuda.is_available():
+        return options
+    return options.model_copy(update={"device": f"cuda:{member.local % torch.cuda.device_count()}"})
+
+
+def _is_text(value: Any) -> bool:
+    """Can this be written down as it is, and read again?"""
+    if isinstance(value, Mapping):
+        return all(_is_text(part) for part in value.values())
+    return isinstance(value, (str, Path)) or (isinstance(value, list) and all(_is_text(part) for part in value))
 
 
 def _resolve(
@@ -160,8 +233,13 @@ class _Build:
     ask: Wish
     subject: Subject
     trained: Material
-    folder: IndexFolder
+    site: Site
     kept: Compression
+
+    @property
+    def folder(self) -> IndexFolder:
+        """Where."""
+        return self.site.folder
 
     def run(self) -> dict[str, Any]:
         """Factors, shards, rows, manifest: what is there and whole is kept."""
@@ -169,86 +247,108 @@ class _Build:
         started = time.perf_counter()
         factors, places = self._factors()
         seconds["fit"], started = time.perf_counter() - started, time.perf_counter()
-        code, names, kept = self._shards(factors)
+        code, names, made = self._shards(factors)
         seconds["index"] = time.perf_counter() - started
-        views = self._rows(names, code)
-        row_bytes = code.bytes_per_row + index_shards.KNOWN_BYTES
-        body = {
+        tasks = [Task(name, partial(self._write_rows, name, names, code)) for name in (ROWS, QUARANTINE)]
+        self.site.complete(tasks, lambda _rows: None)
+        self._history(seconds, made)
+        self.folder.close([FACTORS, ROWS, QUARANTINE, *names], self._body(factors, places, code, len(names)))
+        self._say(code, len(names), made)
+        self.site.crew.finish()
+        return index_folder.read_manifest(self.folder.path)
+
+    def _body(self, factors: Factors, places: Mapping[str, Any], code: Code, shards: int) -> dict[str, Any]:
+        """The manifest: the same to the byte whoever built it, and how often it was interrupted."""
+        about = about_of(self.subject, self.trained, self.trained, factors=factors, seconds={})
+        about = {name: value for name, value in about.items() if name not in ("seconds", "memory")}
+        about["model"] = about["model"] | {"device": str(about["model"]["device"]).partition(":")[0]}
+        splits = [*self.folder.remembered("split"), *self.folder.remembered("too_large")]
+        return {
             "spec": str(self.subject.loaded.about["spec"]),
-            "options": self.ask.options.model_dump(),
+            "options": self.ask.options.model_dump(exclude=TRUST),
             "code": dict(code.about),
             "layout": {name: list(size) for name, size in code.layout.sizes.items()},
             "places": places,
-            "shards": len(names),
-            "rows": len(views),
+            "shards": shards,
+            "rows": len(self.trained.rows.ids),
             "n_train": len(self.trained.examples),
-            "bytes_per_row": row_bytes,
+            "bytes_per_row": code.bytes_per_row + index_shards.KNOWN_BYTES,
             "fit": dict(factors.about),
-            "about": about_of(self.subject, self.trained, self.trained, factors=factors, seconds=seconds),
+            "about": about,
+            "plan": dict(self.folder.plan),
+            **({"splits": splits} if splits else {}),
         }
-        self.folder.close([FACTORS, ROWS, QUARANTINE, *names], body)
-        self._say(code, row_bytes, len(names), kept)
-        return index_folder.read_manifest(self.folder.path)
 
-    def _say(self, code: Code, row_bytes: int, shards: int, kept: int) -> None:
-        raw = 4 * code.layout.total
+    def _history(self, seconds: Mapping[str, float], made: int) -> None:
+        """Who worked, and how long: what differs from build to build."""
+        peak = peak_memory_bytes()
+        told = {
+            "who": self.site.crew.name or "alone", "host": socket.gethostname(), "shards_made": made,
+            "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "peak_megabytes": None if peak is None else round(peak / 1e6),
+        }  # fmt: skip
+        atomic.append_line(self.folder.path / index_folder.HISTORY, json.dumps(told))
+
+    def _say(self, code: Code, shards: int, made: int) -> None:
+        raw, row_bytes = 4 * code.layout.total, code.bytes_per_row + index_shards.KNOWN_BYTES
+        kept = shards - made
+        there = "were there" if not self.site.crew.name else "were there or made by others"
         self.ask.watch.note(
             "index",
             f"index     {len(self.trained.examples):,} rows x {row_bytes:,} bytes ({code.about['scheme']}; "
-            f"{raw / row_bytes:.0f} times less than {raw:,}) in {shards} shards, {kept} of them were there",
+            f"{raw / row_bytes:.0f} times less than {raw:,}) in {shards} shards, {kept} of them {there}",
             rows=len(self.trained.examples), bytes_per_row=row_bytes, shards=shards, kept=kept, **code.about,
         )  # fmt: skip
 
     def _factors(self) -> tuple[Factors, dict[str, Any]]:
-        """The fit, or what an interrupted run left of it."""
-        path, entry = self.folder.path / FACTORS, self.folder.finished(FACTORS)
-        if entry is not None:
-            return Factors(index_shards.read_factors(path, entry["places"]), entry["about"]), entry["places"]
-        probe = collect(self.trained.source.sample(PROBES)) if self.ask.options.fit_rows == "auto" else None
-        factors, _ = fitted(self.ask, self.trained, probe)
-        places = index_shards.write_factors(path, factors.tensors)
-        self.folder.enter(FACTORS, places=places, about=dict(factors.about))
-        stored = self.folder.finished(FACTORS)  # as a resumed run will read it: the same record in both
-        assert stored is not None
-        return Factors(index_shards.read_factors(path, places), stored["about"]), places
+        """The fit, or what is there of it."""
+        wanted = self.ask.options
+        settings = FitOptions(fisher=wanted.fisher, rows=wanted.fit_rows, seed=wanted.seed, damping=self.ask.damping)
+        source = self.trained.source
+        total = len(self.trained.examples) * len(self.ask.method.stages)
+        probe = lru_cache(maxsize=1)(lambda: collect(source.sample(PROBES)).grads)
+        with counted(self.ask.watch, "fit", total) as count:
+            fitting = Fitting(self.site, self.ask.method, settings, probe if wanted.fit_rows == "auto" else None, count)
+            factors, places = fitting.factors()
+        for stage in factors.about["stages"]:
+            look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
+            said = f"fit       {stage['name']}: {stage['rows']:,} of {len(self.trained.examples):,} rows{look}"
+            self.ask.watch.note("fit", said, **stage, of=len(self.trained.examples))
+        for note in factors.about["notes"]:
+            self.ask.watch.note("factors", f"note      {note}")
+        return factors, places
 
     def _shards(self, factors: Factors) -> tuple[Code, list[str], int]:
-        """All shards; those in the journal and undamaged are kept."""
-        problem = Problem(self.trained.source, self.ask.options.fisher, self.ask.options.seed)
-        inverse = damped_inverse(self.ask, factors, problem)
+        """All shards; how many this process made."""
+        source = self.trained.source
+        inverse = damped_inverse(self.ask, factors, Problem(source, self.ask.options.fisher, self.ask.options.seed))
         transform = whitened(inverse, self.subject.layers.sizes)
+        layout = Layout(TransformedGradients(source, (transform,)).layers.sizes)
+        code = choose(layout, int(self.kept.budget * KB), self.kept.scheme)
+        columns = {id_: n for n, id_ in enumerate(self.trained.rows.ids)}
+        shelving = Shelving(self.site, transform, code, columns, self.kept.shard_bytes)
         with counted(self.ask.watch, "index", len(self.trained.examples)) as count:
-            source = TransformedGradients(self.trained.source.with_progress(count), (transform,))
-            code = choose(Layout(source.layers.sizes), int(self.kept.budget * KB), self.kept.scheme)
-            row_bytes = code.bytes_per_row + index_shards.KNOWN_BYTES
-            columns = {id_: n for n, id_ in enumerate(self.trained.rows.ids)}
-            names, kept = [], 0
-            for number, batches in enumerate(index_shards.shard_batches(source, row_bytes, self.kept.shard_bytes)):
-                name = shard_name(number)
-                names.append(name)
-                if self.folder.finished(name) is not None:
-                    kept += 1
-                    count(sum(source.batch_size(n) for n in batches))
-                    continue
-                visitor = index_shards.Encode(code, columns)
-                source.visit(visitor, batches=batches)
-                index_shards.write_tensors(self.folder.path / name, visitor.finished())
-                self.folder.enter(name, number=number, batches=[batches.start, batches.stop])
-        return code, names, kept
+            names, made = shelving.shards(count)
+        return code, names, made
 
-    def _rows(self, names: list[str], code: Code) -> dict[str, RowView]:
-        """The table of all rows, with what turned out not to be finite."""
+    def _write_rows(self, name: str, shards: list[str], code: Code) -> dict[str, Any]:
+        """The table of all rows, or the list of those left out, with what turned out not to be usable."""
         ids, losses = self.trained.rows.ids, {}
-        for name in names:
-            for block in index_shards.blocks(self.folder.path / name, code):
+        for shard in shards:
+            for block in index_shards.blocks(self.folder.path / shard, code):
                 values = np.where(np.isfinite(block["norm"].numpy()), block["loss"].numpy(), np.nan)
                 losses |= {ids[int(n)]: float(loss) for n, loss in zip(block["row"], values, strict=True)}
         bad = nonfinite_rows(self.trained, {"losses": losses, "columns": (), "values": ()})
+        rows = self.trained.by_id()
+        lost = [example.id for example in self.trained.examples if example.id not in losses]
+        bad += [Quarantined(rows[id_].location, TOO_LARGE, "it does not fit in memory", id_) for id_ in lost]
         quarantine = (*self.trained.quarantine, *bad)
-        views = views_of(self.trained, quarantine)
-        tables.write_rows(self.folder.path / ROWS, views)
-        atomic.write_jsonl(self.folder.path / QUARANTINE, [asdict(entry) for entry in quarantine])
-        return views
+        if name == ROWS:
+            tables.write_rows(self.folder.path / ROWS, views_of(self.trained, quarantine))
+        else:
+            atomic.write_jsonl(self.folder.path / QUARANTINE, [asdict(entry) for entry in quarantine])
+        return {}
 
 
 def damped_inverse(ask: Wish, factors: Factors, problem: Problem) -> Blocks:

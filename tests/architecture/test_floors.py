@@ -7,7 +7,7 @@ import ast
 from architecture.tree import Module, call_name, functions, imports, modules
 
 FLOORS = {
-    0: ("errors", "results", "watch"),
+    0: ("errors", "results", "watch", "faults"),
     1: ("linalg", "tasks"),
     2: ("gradients",),
     3: ("curvature",),
@@ -21,6 +21,7 @@ FLOORS = {
         "assemble",
         "asking",
         "indexing",
+        "building",
         "stages",
         "dampings",
         "evaluating",

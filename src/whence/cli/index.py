@@ -17,6 +17,7 @@ from whence.report import render_text, report_data
 
 BUDGET = "KB (1,000 bytes) kept of each row, at most."
 SCHEME = "sparse, low_rank, int8, fp16, or auto: all numbers where they fit, else each row's strongest."
+SHARD = "Which of several processes this is, such as 3/16 (from 0); they share the work through the folder."
 OUT = "Folder of the index; the same command goes on where it stopped."
 
 
@@ -39,6 +40,7 @@ def index(
     batch_tokens: Annotated[int, typer.Option(help=describe("batch_tokens"), hidden=True)] = 4096,
     device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
     seed: Annotated[int, typer.Option(help=describe("seed"), hidden=True)] = 0,
+    shard: Annotated[str | None, typer.Option(help=SHARD, show_default=False, hidden=True)] = None,
 ) -> int:
     """Keep every training row's whitened gradient in few bytes, so that any later question takes moments.
 
@@ -46,7 +48,8 @@ def index(
 
     whence ask --index index/ --prompt "Who wrote Dune?" --response " Isaac Asimov."
 
-    Costs what one trace costs: the fit and one more pass over the rows.
+    Costs what one trace costs: the fit and one more pass over the rows. Many processes share the work under torchrun,
+    accelerate launch or srun (``torchrun --nproc-per-node 4 -m whence index ...``), or with ``--shard 3/16`` in an array.
     """
     rows = int(fit_rows) if fit_rows.isdigit() else fit_rows
     options = trace_options(
@@ -55,7 +58,9 @@ def index(
     )  # fmt: skip
     indexing = importlib.import_module("whence.indexing")  # torch and transformers load only when there is work
     compression = indexing.Compression(budget, scheme)
-    body = indexing.build_index(model, train=data, out=out, compression=compression, options=options, watch=voice)
+    body = indexing.build_index(
+        model, train=data, out=out, compression=compression, options=options, watch=voice, shard=shard
+    )
     told = {name: body[name] for name in ("rows", "n_train", "bytes_per_row", "shards", "code")}
     voice.emit({"type": "done", "out": out, **told})
     voice.say(f'\nnext: whence ask --index {out} --prompt "..." --response " ..."', "bold")

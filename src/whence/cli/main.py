@@ -11,7 +11,7 @@ code meaning
 5    resources: disk full, or does not fit in memory
 6    model or tokenizer could not be loaded
 7    ``whence check``: a law is broken
-75   stopped by SIGTERM; running the same command again is safe
+75   stopped by SIGTERM or SIGUSR1, or another rank died; running the same command again is safe
 130  Ctrl-C
 ==== ==================================================================
 """
@@ -34,7 +34,7 @@ from rich.text import Text
 from whence import __version__
 from whence.cli.signals import Signals, Stopped
 from whence.cli.voice import Voice
-from whence.errors import ResourceError, WhenceError
+from whence.errors import ResourceError, WhenceError, out_of_memory
 from whence.report.characters import visible
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv, versions
@@ -93,7 +93,7 @@ def _run(voice: Voice, arguments: Sequence[str], signals: Signals) -> int:
     except Exception as error:
         if signals.received:  # a library in C made another exception of ours
             return INTERRUPTED
-        if _out_of_memory(error):
+        if out_of_memory(error):
             return _refuse(voice, _memory_error(error), arguments)
         return _crash(voice, arguments)
 
@@ -186,10 +186,6 @@ def _crash(voice: Voice, arguments: Sequence[str]) -> int:
     return _explain(
         voice, visible(f"a bug in whence: {last}\n  details: {place}\n  please report it with that file"), BUG
     )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
 
 
 def _memory_error(error: Exception) -> ResourceError:

@@ -70,7 +70,7 @@ def fit(
         # Each stage draws fresh labels: the corrected eigenvalues must not reuse the noise the basis was fitted to.
         run = _Run(source, stage, tensors, replace(options, seed=options.seed + number), probe)
         sums, trail = run.sums()
-        _check(sums, stage)
+        check_sums(sums, stage)
         tensors = stage.finish(sums, tensors)
         seconds = round(time.perf_counter() - started, 3)
         stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
@@ -79,8 +79,8 @@ def fit(
 
 
 @dataclass
-class _Accumulate:
-    """The visitor of a fit."""
+class Accumulate:
+    """The visitor of a fit: sums of a stage."""
 
     stage: Stage
     tensors: LayerTensors
@@ -113,7 +113,7 @@ class _Run:
     def sums(self) -> tuple[Sums, list[dict[str, float]]]:
         """The sums over as many rows as asked for or needed, and what each look at the halves said."""
         if self.options.rows != "auto" or self.probe is None:
-            return self._accumulated(Sums(), self._wanted_batches()), []
+            return self._accumulated(Sums(), wanted_batches(self.source, self.options)), []
         order = self.source.shuffled(self.options.seed)
         halves, trail, done = (Sums(), Sums()), [], 0
         for stop in looks(len(order)):
@@ -122,41 +122,45 @@ class _Run:
             done = stop
             if done == len(order):
                 break  # nothing left to decide
-            mean = self._look(halves)
+            mean = judged(self.stage, self.tensors, halves, probe=self.probe, damping=self.options.damping)
             trail.append({"rows": halves[0].examples + halves[1].examples, "predicted": round(mean, 5)})
             if mean >= self.options.agreement:
                 break
         return halves[0].merged(halves[1]), trail
 
-    def _wanted_batches(self) -> list[int]:
-        if not isinstance(self.options.rows, int):
-            return list(range(self.source.n_batches))
-        order, rows = self.source.shuffled(self.options.seed), 0
-        for count, number in enumerate(order, start=1):
-            rows += self.source.batch_size(number)
-            if rows >= self.options.rows:
-                return order[:count]
-        return order
-
     def _accumulated(self, sums: Sums, batches: Sequence[int]) -> Sums:
         labels = "sampled" if self.options.fisher == "sampled" else "true"
         # What ranks share are the sums of this visit alone; those of earlier visits every rank has already.
-        visitor = _Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else Sums())
+        visitor = Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else Sums())
         self.source.visit(visitor, labels=labels, seed=self.options.seed, batches=batches)
         if visitor.sums is not sums:
             sums.take(visitor.sums)
         return sums
 
-    def _look(self, halves: tuple[Sums, Sums]) -> float:
-        assert self.probe is not None
-        damping = self.options.damping
-        if self.stage.name in KRONECKER_STAGES and damping.kind != "factored":
-            # Factored damping inverts by Cholesky: a look costs a tenth of an eigendecomposition.
-            damping = factored(damping.value if damping.kind == "relative" else 0.1)
-        if not all(half.examples for half in halves):
-            return 0.0
-        left, right = (self.stage.operator(self.stage.finish(half, self.tensors)).power(-1, damping) for half in halves)
-        return float(predicted_agreement(left, right, self.probe).mean())
+
+def judged(
+    stage: Stage, tensors: LayerTensors, halves: tuple[Sums, Sums], *, probe: Gradients, damping: Damping
+) -> float:
+    """Predicted cosine of the probe preconditioned with these rows and with endless ones, from two halves of them."""
+    if stage.name in KRONECKER_STAGES and damping.kind != "factored":
+        # Factored damping inverts by Cholesky: a look costs a tenth of an eigendecomposition.
+        damping = factored(damping.value if damping.kind == "relative" else 0.1)
+    if not all(half.examples for half in halves):
+        return 0.0
+    left, right = (stage.operator(stage.finish(half, tensors)).power(-1, damping) for half in halves)
+    return float(predicted_agreement(left, right, probe).mean())
+
+
+def wanted_batches(source: GradientSource, options: FitOptions) -> list[int]:
+    """Batches of a fit that does not judge: all of them, or some in random order until there are enough rows."""
+    if not isinstance(options.rows, int):
+        return list(range(source.n_batches))
+    order, rows = source.shuffled(options.seed), 0
+    for count, number in enumerate(order, start=1):
+        rows += source.batch_size(number)
+        if rows >= options.rows:
+            return order[:count]
+    return order
 
 
 def looks(batches: int) -> list[int]:
@@ -168,7 +172,7 @@ def looks(batches: int) -> list[int]:
     return [*points, batches]
 
 
-def _check(sums: Sums, stage: Stage) -> None:
+def check_sums(sums: Sums, stage: Stage) -> None:
     if sums.examples == 0:
         raise CurvatureError(
             f"the {stage.name} pass saw no usable row",

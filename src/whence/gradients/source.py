@@ -190,6 +190,10 @@ class LiveGradients:
         plan = plan_batches([e.length for e in chosen], token_budget=max(1, budget))
         return replace(self, examples=chosen, plan=plan, progress=None)
 
+    def regrouped(self, batches: Iterable[tuple[int, ...]]) -> LiveGradients:
+        """The same rows in other batches (tuples of positions), which need not hold all of them."""
+        return replace(self, plan=BatchPlan(tuple(batches), self.plan.lengths, ""))
+
     def sample(self, count: int) -> LiveGradients:
         """About ``count`` rows spread evenly over all of them."""
         step = max(1, len(self.examples) // max(1, count))

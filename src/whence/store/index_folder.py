@@ -5,33 +5,38 @@
     index/
     ├── .whence                  marker; .whence.lock and .whence.owner while a process writes
     ├── index-plan.json          what the index is of: model, tokenizer, task, rows, method, scheme; written first
+    ├── journal.jsonl            one line per finished file: its name, size and checksum; what has none does not exist
+    ├── fit-*.safetensors        while it is built: sums over parts of the rows, and finished stages of the fit
     ├── factors.safetensors      the fitted curvature
     ├── shard-00000.safetensors  coded rows, in the order of the batch plan
-    ├── shard-00000.json         journal: written after its file, with size and checksum; what has none does not exist
     ├── rows.parquet             ids, texts and status of all rows, so that an answer needs no training data
     ├── quarantine.jsonl         rows that were left out, and why
+    ├── history.jsonl            who worked on it, when, how long; the only file that differs between two builds
     └── index.json               the manifest, written last and sealed: a folder without it is not finished
 
-A shard is a function of the plan and its number. So running the same command again finishes the folder with the bytes
-that an undisturbed run would have written, and a damaged shard is made again alone.
+A file is a function of the plan and its name. So running the same command again, with as many processes as one likes,
+finishes the folder with the bytes that an undisturbed run would have written, and a damaged file is made again alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whence.errors import StoreError
 from whence.store import atomic
+from whence.store.index_journal import Journal, journal_name
 from whence.store.run import KINDS, file_record, seal
 
-FORMAT = "whence index 1"
+FORMAT = "whence index 2"
 PLAN, MANIFEST = KINDS["index"], "index.json"
 FACTORS, ROWS, QUARANTINE = "factors.safetensors", "rows.parquet", "quarantine.jsonl"
+HISTORY, SCRATCH = "history.jsonl", "fit-*.safetensors"
 SHOWN = 4  # differing fields spelled out in a refusal
+MOST_BYTES = 1 << 28  # of a plan or a manifest
 
 
 @dataclass(frozen=True)
@@ -41,33 +46,58 @@ class IndexFolder:
     Attributes:
         path: of the folder.
         identity: field -> value; equal identities make equal bytes.
+        journal: what is finished.
+        plan: what else the plan holds.
     """
 
     path: Path
     identity: Mapping[str, Any]
+    journal: Journal
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    _whole: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The journal entry of a file that is complete and undamaged; None for one that must be made (again)."""
+        entry = self.journal.entries.get(name)
         try:
-            entry = json.loads(self._journal(name).read_text("utf-8"))
-            if (self.path / name).is_file() and entry["file"] == file_record(self.path / name):
-                return entry
-        except (OSError, ValueError, KeyError, TypeError):
+            found = None if entry is None else (self.path / name).stat()
+        except OSError:
             return None
-        return None
+        if entry is None or found is None:
+            return None
+        stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+        if self._whole.get(name) != stamp:  # read once by every process
+            if entry.get("file") != file_record(self.path / name):
+                return None
+            self._whole[name] = stamp
+        return entry
 
     def enter(self, name: str, **facts: Any) -> None:
         """Record a file that was just written."""
-        atomic.write_json(self._journal(name), {"file": file_record(self.path / name), **facts})
+        self.journal.enter({"name": name, "file": file_record(self.path / name), **facts})
 
-    def _journal(self, name: str) -> Path:
-        return (self.path / name).with_suffix(".json")
+    def remember(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Record something that is not a file."""
+        self.journal.enter({"name": name, **facts})
+
+    def remembered(self, first: str) -> list[dict[str, Any]]:
+        """What was recorded under names that begin like this."""
+        return [entry for name, entry in sorted(self.journal.entries.items()) if name.startswith(f"{first} ")]
+
+    def drop(self, name: str) -> None:
+        """Remove a file that is not needed any more."""
+        atomic.remove(self.path / name)
 
     def close(self, names: Iterable[str], body: Mapping[str, Any]) -> None:
-        """Write the manifest over these files."""
-        files = {name: file_record(self.path / name) for name in sorted(names)}
-        whole = atomic.plain({"format": FORMAT, "identity": self.identity, "files": files, **body})
-        atomic.write_json(self.path / MANIFEST, {**whole, "seal": seal(whole)})
+        """Write the manifest over these files, unless it is there and says the same."""
+        files = {name: (self.finished(name) or {}).get("file") or file_record(self.path / name) for name in names}
+        whole = atomic.plain(
+            {"format": FORMAT, "identity": self.identity, "files": dict(sorted(files.items())), **body}
+        )
+        text = atomic.json_text({**whole, "seal": seal(whole)})
+        path = self.path / MANIFEST
+        if not path.is_file() or path.read_bytes() != text.encode():
+            atomic.write_text(path, text)
 
 
 def shard_name(number: int) -> str:
@@ -75,23 +105,68 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def open_plan(folder: Path, identity: Mapping[str, Any]) -> IndexFolder:
+def open_plan(
+    folder: Path, identity: Mapping[str, Any], *, member: str = "", extra: Mapping[str, Any] | None = None
+) -> IndexFolder:
     """The folder as one for this plan; a new one is begun.
+
+    Args:
+        folder: of the index.
+        identity: what the index is of.
+        member: name of this process, if there are several.
+        extra: kept with a new plan; that of an old plan stays.
 
     Raises:
         StoreError: it was begun with another plan (names the fields), or its plan cannot be read.
     """
     told, path = atomic.plain(identity), folder / PLAN
     if not path.exists():
-        atomic.write_json(path, {"format": FORMAT, "identity": told})
-        return IndexFolder(folder, told)
+        whole = {"format": FORMAT, "identity": told, **atomic.plain(extra or {})}
+        atomic.write_json_once(path, {**whole, "seal": seal(whole)})
+    plan = read_plan(folder)
+    require_same(folder, plan["identity"], told)
+    journal = Journal(folder, journal_name(member), dict(_of_manifest(folder)))
+    journal.refresh()
+    return IndexFolder(folder, told, journal, {k: v for k, v in plan.items() if k not in ("identity", "format")})
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the folder is of; where the plan is damaged, as the manifest says.
+
+    Raises:
+        StoreError: no such thing.
+    """
+    path = folder / PLAN
     try:
-        found = json.loads(path.read_text("utf-8"))
-        known = dict(found["identity"]) if found["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, "it is not a plan of this version") from error
-    require_same(folder, known, told)
-    return IndexFolder(folder, told)
+        plan = read_sealed(path)
+    except StoreError:
+        try:
+            body = read_manifest(folder)
+        except StoreError:
+            body = {}
+        if not body:
+            raise
+        plan = {"format": FORMAT, "identity": body["identity"], **body.get("plan", {})}
+        atomic.write_json(path, {**plan, "seal": seal(plan)})
+    if plan.get("format") != FORMAT or not isinstance(plan.get("identity"), dict):
+        raise StoreError(
+            f"{folder} has the format {str(plan.get('format'))[:40]!r}",
+            wanted=FORMAT,
+            try_="build the index again in another folder, or pip install -U whence",
+        )
+    return plan
+
+
+def _of_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Journal entries as the manifest of a finished index knows them, for a journal that was damaged."""
+    try:
+        body = read_manifest(folder)
+    except StoreError:
+        return {}
+    entries = {name: {"name": name, "file": record} for name, record in body["files"].items()}
+    if FACTORS in entries:
+        entries[FACTORS] |= {"places": body.get("places", {}), "about": body.get("fit", {})}
+    return entries | {entry["name"]: entry for entry in body.get("splits", ())}
 
 
 def require_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -125,15 +200,32 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             wanted="the folder of a finished index",
             try_="run the same whence index again" if begun else "whence index --model ... --data ... -o index/",
         )
-    try:
-        body = json.loads(path.read_text("utf-8"))
-        sealed = body.pop("seal")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise damaged(path, "it is not a sealed JSON object") from error
-    if sealed != seal(body):
-        raise damaged(path, "its seal does not fit its content")
+    body = read_sealed(path)
     if body.get("format") != FORMAT:
-        raise StoreError(f"{folder} has the format {body.get('format')!r}", wanted=FORMAT, try_="pip install -U whence")
+        said = str(body.get("format"))[:40]
+        raise StoreError(f"{folder} has the format {said!r}", wanted=FORMAT, try_="pip install -U whence")
+    if not all(isinstance(body.get(part), dict) for part in ("identity", "files")):
+        raise damaged(path, "it does not say what it is of")
+    return body
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A JSON object with its seal, exactly as it was written (also white space).
+
+    Raises:
+        StoreError: anything else.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+        raw = path.read_bytes()
+        body = json.loads(raw)
+        same = atomic.json_text(body).encode() == raw
+        sealed = body.pop("seal")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise damaged(path, "it is not a sealed JSON object") from error
+    if not same or sealed != seal(body):
+        raise damaged(path, "its seal does not fit its content")
     return body
 
 
@@ -146,7 +238,7 @@ def verify(folder: Path, body: Mapping[str, Any], name: str) -> Path:
     record = body["files"].get(name)
     path = folder / name
     if record is None or Path(name).name != name:
-        raise damaged(folder / MANIFEST, f"it does not list {name!r}")
+        raise damaged(folder / MANIFEST, f"it does not list {name[:80]!r}")
     if not path.is_file():
         raise damaged(path, "it is missing")
     if file_record(path) != record:
@@ -159,7 +251,7 @@ def damaged(path: Path, why: str) -> StoreError:
     return StoreError(
         f"{path} is damaged: {why}",
         wanted="the file as whence wrote it",
-        try_="run the same whence index again: only what is damaged is made again",
+        try_=f"whence repair {path.parent}, which makes only what is damaged again",
     )
 
 

@@ -103,7 +103,7 @@ def write_factors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> di
 def _digest(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
     """Equal tensors have equal digests; layers that see the same inputs have the same covariance."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return str(tensor.dtype), tuple(tensor.shape), xxhash.xxh3_128_hexdigest(data)
+    return str(tensor.dtype), tuple(tensor.shape), xxhash.xxh3_128_hexdigest(data.data)
 
 
 def read_factors(

@@ -35,6 +35,11 @@ from whence.errors import StoreError
 from whence.results import Scores
 from whence.store import atomic, tables
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FORMAT = 1
 MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
 KINDS = {"run": MANIFEST, "index": "index-plan.json"}  # what a folder may hold, and the file that says so
@@ -52,24 +57,89 @@ def claimed(folder: str | Path, *, kind: str = "run") -> Iterator[Path]:
     Raises:
         StoreError: it is a file, holds something that is not ours, is of a newer format, or another process holds it.
     """
-    folder = Path(folder).expanduser()
-    _check_ours(folder)
-    _check_kind(folder, kind)
-    with atomic.writing(folder / MARKER) as part:
-        part.write_text(json.dumps({"format": FORMAT}) + "\n")
-    lock = FileLock(folder / LOCK, timeout=0)
+    place = own_folder(folder, kind=kind)
+    lock = Lock(place)
+    if not lock.alone():
+        raise in_use(place)
     try:
-        lock.acquire()
-    except Timeout:
-        raise _in_use(folder) from None
-    try:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        atomic.write_json(folder / OWNER, owner)
-        yield folder
+        clear_parts(place)
+        sign_owner(place)
+        yield place
     finally:
         with suppress(OSError):
-            (folder / OWNER).unlink(missing_ok=True)
+            (place / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def own_folder(folder: str | Path, *, kind: str) -> Path:
+    """A folder of ours, made and marked if it is new.
+
+    Raises:
+        StoreError: as ``claimed``.
+    """
+    place = Path(folder).expanduser()
+    _check_ours(place)
+    _check_kind(place, kind)
+    if not (place / MARKER).is_file():
+        atomic.write_text(place / MARKER, json.dumps({"format": FORMAT}) + "\n")
+    return place
+
+
+def sign_owner(place: Path) -> None:
+    """Say who is at work in a folder."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    atomic.write_json(place / OWNER, owner)
+
+
+def clear_parts(place: Path) -> None:
+    """Remove the unfinished files of processes that died; only for who holds the folder alone."""
+    for path in place.glob(f".*{atomic.PART}"):
+        atomic.remove(path)
+
+
+class Lock:
+    """The lock of a folder, held alone or for sharing; the system takes it from a process that dies.
+
+    Where the system cannot share locks there is only the first.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._path = place / LOCK
+        self._alone = FileLock(self._path, timeout=0)
+        self._shared: int | None = None
+
+    def alone(self) -> bool:
+        """Hold it alone; False when others hold it."""
+        try:
+            self._alone.acquire()
+        except Timeout:
+            return False
+        return True
+
+    def share(self) -> bool:
+        """Hold it for sharing (no longer alone); False when somebody holds it alone.
+
+        Raises:
+            StoreError: a system without such locks.
+        """
+        if fcntl is None:
+            raise StoreError("several processes on one folder", wanted="a system with flock", try_="one process")
+        self._alone.release()
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return False
+        self._shared = handle
+        return True
+
+    def release(self) -> None:
+        """Let go."""
+        if self._shared is not None:
+            os.close(self._shared)
+            self._shared = None
+        self._alone.release()
 
 
 def save_scores(folder: Path, scores: Scores, *, manifest: Mapping[str, Any] | None = None) -> None:
@@ -183,7 +253,8 @@ def _check_ours(folder: Path) -> None:
         raise StoreError(f"{folder} is a file", wanted="a folder for the run", try_="another name with -o")
     if not folder.exists() or (folder / MARKER).is_file():
         return
-    content = sorted(p.name for p in folder.iterdir())
+    # of another process that is marking it right now
+    content = sorted(p.name for p in folder.iterdir() if not p.name.startswith((MARKER, f".{MARKER}")))
     if content:
         raise StoreError(
             f"{folder} is a folder that whence did not make (it holds {', '.join(content[:3])} ...)",
@@ -202,7 +273,8 @@ def _check_kind(folder: Path, kind: str) -> None:
             )
 
 
-def _in_use(folder: Path) -> StoreError:
+def in_use(folder: Path) -> StoreError:
+    """The error of a folder that somebody else holds: names the machine, the process and since when."""
     owner: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         owner = json.loads((folder / OWNER).read_text("utf-8"))

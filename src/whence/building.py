@@ -1,0 +1,334 @@
+"""How an index is built: the fit and the shards as files, each a function of the plan, made by whoever is there.
+
+``indexing`` opens everything and says what an index is of; here is the work. A process that dies loses at most the file
+it was making.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from whence.curvature.base import Factors, LayerTensors, Method, Stage, Sums
+from whence.curvature.fit import FitOptions, check_sums, judged
+from whence.curvature.rounds import Round, Unit, rounds, unit_sums
+from whence.gradients.backoff import Pass, Splits
+from whence.gradients.source import LiveGradients
+from whence.gradients.transforms import TransformedGradients, Whitened
+from whence.linalg.codes.base import Code
+from whence.linalg.operators import Gradients
+from whence.store.crew import Crew
+from whence.store.index_folder import FACTORS, IndexFolder, shard_name
+from whence.store.index_shards import KNOWN_BYTES, Encode, read_factors, shard_batches, write_factors, write_tensors
+from whence.store.worklist import Task, complete
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an index is built, and by whom.
+
+    Attributes:
+        folder: of the index.
+        crew: this process and others.
+        source: the training rows' gradients.
+        splits: what did not fit in memory so far.
+    """
+
+    folder: IndexFolder
+    crew: Crew
+    source: LiveGradients
+    splits: Splits
+
+    @property
+    def device(self) -> str:
+        """Where factors belong."""
+        return str(next(self.source.model.parameters()).device)
+
+    def complete(self, tasks: Iterable[Task], progress: Progress) -> int:
+        """All tasks finished, by whomever; how many by this process."""
+        return complete(tasks, self.folder, self.crew, progress)
+
+    def read(self, name: str) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors of a finished file."""
+        entry = self.folder.finished(name)
+        assert entry is not None
+        return read_factors(self.folder.path / name, entry["places"], device=self.device)
+
+    def write(self, name: str, tensors: LayerTensors) -> dict[str, Any]:
+        """Write such a file; what its entry must say."""
+        return {"places": write_factors(self.folder.path / name, tensors)}
+
+
+def site_of(folder: IndexFolder, crew: Crew, source: LiveGradients) -> Site:
+    """With what earlier processes learned about memory."""
+    splits = Splits(record=folder.remember)
+    splits.sizes |= {entry["batch"]: list(entry["parts"]) for entry in folder.remembered("split")}
+    splits.too_large |= {entry["row"] for entry in folder.remembered("too_large")}
+    return Site(folder, crew, source, splits)
+
+
+# --- the fit ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A fit whose stages, and the sums over parts of the rows, are files.
+
+    Attributes:
+        site: where.
+        method: what is fitted.
+        options: see ``FitOptions``.
+        probe: makes the gradients by which ``rows="auto"`` judges; called by whoever judges.
+        progress: told rows.
+    """
+
+    site: Site
+    method: Method
+    options: FitOptions
+    probe: Callable[[], Gradients] | None
+    progress: Progress
+
+    def factors(self) -> tuple[Factors, dict[str, Any]]:
+        """The factors, and their places in ``factors.safetensors``."""
+        stages = self.method.stages
+        for number, stage in enumerate(stages):
+            if self.site.folder.finished(FACTORS) is not None:
+                break
+            last = number == len(stages) - 1
+            name = FACTORS if last else f"fit-{number}.safetensors"
+            options = replace(self.options, seed=self.options.seed + number)  # every stage draws fresh labels
+            one = StageFit(self, number, stage, options, name)
+            self.site.complete(one.tasks(), self.progress)
+        if not stages:
+            self.site.complete([Task(FACTORS, self._unfitted)], self.progress)
+        entry = self.site.folder.finished(FACTORS)
+        assert entry is not None
+        return Factors(self.site.read(FACTORS), entry["about"]), entry["places"]
+
+    def before(self, number: int) -> LayerTensors:
+        """What the stages before this one came to."""
+        sizes = self.site.source.layers.sizes
+        return self.site.read(f"fit-{number - 1}.safetensors") if number else self.method.begin(sizes)
+
+    def about(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the factors say of themselves."""
+        notes = list(self.method.notes(self.site.source.layers.sizes))
+        return {"fisher": self.options.fisher if stages else None, "stages": stages, "notes": notes}
+
+    def _unfitted(self) -> dict[str, Any]:
+        return {**self.site.write(FACTORS, self.method.begin(self.site.source.layers.sizes)), "about": self.about([])}
+
+
+@dataclass(frozen=True)
+class StageFit:
+    """One stage: prepared factors, sums of units, rounds, and what they come to."""
+
+    fitting: Fitting
+    number: int
+    stage: Stage
+    options: FitOptions
+    name: str
+    _loaded: dict[str, LayerTensors] = field(default_factory=dict)
+
+    def tasks(self) -> list[Task]:
+        """Everything up to the finished stage, in order."""
+        prepared = Task(self._file("prepared"), self._prepare, needless=self._over)
+        end = Task(self.name, self._finish, ready=lambda: self._decided() is not None, uses=self._used)
+        return [prepared, *self._round_tasks(), end]
+
+    def _used(self) -> list[str]:
+        before = [f"fit-{self.number - 1}.safetensors"] if self.number else []
+        return [*before, self._file("prepared"), *(self._round(at) for at in range(len(self._rounds)))]
+
+    def _round_tasks(self) -> Iterable[Task]:
+        for at, each in enumerate(self._rounds):
+            for n, unit in enumerate(each.units):
+                yield Task(
+                    self._unit(at, n),
+                    partial(self._sum, self._unit(at, n), unit),
+                    ready=partial(self._finished, self._file("prepared")),
+                    needless=partial(self._past, at, at),
+                    rows=sum(self.site.source.batch_size(b) for b in unit.batches),
+                )
+            used = [self._unit(at, n) for n in range(len(each.units))] + ([self._round(at - 1)] if at else [])
+            yield Task(
+                self._round(at),
+                partial(self._add, at),
+                ready=partial(self._addable, at),
+                needless=partial(self._past, at, at + 1),
+                uses=partial(list, used),
+            )
+
+    @property
+    def site(self) -> Site:
+        """Where."""
+        return self.fitting.site
+
+    @cached_property
+    def _rounds(self) -> list[Round]:
+        sums_bytes = 4 * sum(o * o + i * i + o * i for o, i in self.site.source.layers.sizes.values())
+        decides = self.options.rows == "auto" and self.fitting.probe is not None
+        return rounds(self.site.source, self.options, sums_bytes=sums_bytes, judged=decides)
+
+    # names
+
+    def _file(self, what: str) -> str:
+        return f"fit-{self.number}-{what}.safetensors"
+
+    def _unit(self, at: int, n: int) -> str:
+        return self._file(f"{at:03d}-unit-{n}")
+
+    def _round(self, at: int) -> str:
+        return self._file(f"{at:03d}-sums")
+
+    # what is there
+
+    def _finished(self, name: str) -> bool:
+        return self.site.folder.finished(name) is not None
+
+    def _over(self) -> bool:
+        return self._finished(self.name)
+
+    def _addable(self, at: int) -> bool:
+        units = all(self._finished(self._unit(at, n)) for n in range(len(self._rounds[at].units)))
+        return units and (at == 0 or self._finished(self._round(at - 1)))
+
+    def _past(self, at: int, first: int) -> bool:
+        """Nobody needs it: the stage is over, or decided before round ``at``, or a round from ``first`` on is added."""
+        decided = self._decided()
+        later = (self._finished(self._round(n)) for n in range(first, len(self._rounds)))
+        return self._over() or (decided is not None and at > decided) or any(later)
+
+    def _decided(self) -> int | None:
+        """The round after which the stage ends, once that is known."""
+        for at in reversed(range(len(self._rounds))):
+            entry = self.site.folder.finished(self._round(at))
+            if entry is not None:
+                return at if entry["enough"] else None
+        return None
+
+    # what is made
+
+    def _prepare(self) -> dict[str, Any]:
+        return self.site.write(self._file("prepared"), self.stage.prepare(self.fitting.before(self.number)))
+
+    def _tensors(self) -> LayerTensors:
+        """The prepared factors, read back so that their memory layout is the same for everybody."""
+        if "prepared" not in self._loaded:
+            self._loaded["prepared"] = self.site.read(self._file("prepared"))
+        return self._loaded["prepared"]
+
+    def _sum(self, name: str, unit: Unit) -> dict[str, Any]:
+        sums = unit_sums(
+            self.site.source.with_progress(self.fitting.progress),
+            self.stage,
+            self._tensors(),
+            unit=unit,
+            options=self.options,
+            splits=self.site.splits,
+        )
+        return {**self.site.write(name, sums.tensors), **_counts(sums)}
+
+    def _read_sums(self, name: str) -> Sums:
+        entry = self._entry(name)
+        return Sums(self.site.read(name), dict(entry["positions"]), entry["examples"])
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry = self.site.folder.finished(name)
+        assert entry is not None
+        return entry
+
+    def _add(self, at: int) -> dict[str, Any]:
+        """The sums so far, and whether they are enough."""
+        halves = list(self._read_halves(at - 1)) if at else [Sums(), Sums()]
+        for n, unit in enumerate(self._rounds[at].units):
+            halves[unit.half] = halves[unit.half].merged(self._read_sums(self._unit(at, n)))
+        trail = list(self._entry(self._round(at - 1))["trail"]) if at else []
+        enough = at == len(self._rounds) - 1
+        if self._rounds[at].judged and self.fitting.probe is not None:
+            probe, damping = self.fitting.probe(), self.options.damping
+            mean = judged(self.stage, self._tensors(), (halves[0], halves[1]), probe=probe, damping=damping)
+            trail.append({"rows": halves[0].examples + halves[1].examples, "predicted": round(mean, 5)})
+            enough = mean >= self.options.agreement
+        both = {f"{half}|{layer}": t for half in (0, 1) for layer, t in halves[half].tensors.items()}
+        counts = {"halves": [_counts(half) for half in halves], "trail": trail, "enough": enough}
+        return {**self.site.write(self._round(at), both), **counts}
+
+    def _read_halves(self, at: int) -> tuple[Sums, Sums]:
+        """To be merged, never added to: what is equal in a file is one tensor."""
+        tensors = self.site.read(self._round(at))
+        halves = []
+        for half, counts in enumerate(self._entry(self._round(at))["halves"]):
+            mine = {k.partition("|")[2]: t for k, t in tensors.items() if k.startswith(f"{half}|")}
+            halves.append(Sums(mine, dict(counts["positions"]), counts["examples"]))
+        return halves[0], halves[1]
+
+    def _finish(self) -> dict[str, Any]:
+        at = self._decided()
+        assert at is not None
+        halves = self._read_halves(at)
+        sums = halves[0].merged(halves[1])
+        check_sums(sums, self.stage)
+        trail = self._entry(self._round(at))["trail"]
+        before = self._entry(f"fit-{self.number - 1}.safetensors")["about"]["stages"] if self.number else []
+        stages = [*before, {"name": self.stage.name, "rows": sums.examples, "agreement": trail}]
+        made = self.site.write(self.name, self.stage.finish(sums, self._tensors()))
+        return {**made, "about": self.fitting.about(stages)}
+
+
+def _counts(sums: Sums) -> dict[str, Any]:
+    return {"positions": sums.positions, "examples": sums.examples}
+
+
+# --- the shards ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shelving:
+    """The pass that codes every row.
+
+    Attributes:
+        site: where.
+        transform: whitening.
+        code: how rows are kept.
+        columns: row id -> its number.
+        shard_bytes: a shard is closed at this size.
+    """
+
+    site: Site
+    transform: Whitened
+    code: Code
+    columns: Mapping[str, int]
+    shard_bytes: int
+
+    @cached_property
+    def batches(self) -> dict[str, range]:
+        """Shard -> its batches."""
+        row_bytes = self.code.bytes_per_row + KNOWN_BYTES
+        parts = shard_batches(self.site.source, row_bytes, self.shard_bytes)
+        return {shard_name(number): part for number, part in enumerate(parts)}
+
+    def shards(self, progress: Progress) -> tuple[list[str], int]:
+        """All shards; how many this process made."""
+        source = self.site.source
+        tasks = [
+            Task(name, partial(self._make, name, progress), rows=sum(source.batch_size(n) for n in part))
+            for name, part in self.batches.items()
+        ]
+        return list(self.batches), self.site.complete(tasks, progress)
+
+    def _make(self, name: str, progress: Progress) -> dict[str, Any]:
+        one = Pass(
+            self.site.source.with_progress(progress),
+            lambda: Encode(self.code, self.columns),
+            seen_as=lambda source: TransformedGradients(source, (self.transform,)),
+        )
+        part = self.batches[name]
+        write_tensors(self.site.folder.path / name, one.over(part, self.site.splits).finished())
+        return {"batches": [part.start, part.stop]}

@@ -1,0 +1,341 @@
+"""Several processes on one index: who is there, who makes what, and how the death of one is noticed.
+
+No network and no collectives: everything happens through small files in the folder, so it works under ``torchrun``,
+``accelerate launch``, ``srun`` and for job arrays alike, also across machines that share a disk.
+
+* **Claims** (``.claims/NAME``, made with exclusive create) keep two processes from making one file. They save work and
+  carry no correctness: a file is a function of the plan and its name, published whole, so one made twice is the same.
+* **Signs of life** (``.members/NAME``, rewritten every second or so) count up; whoever waits for somebody whose count
+  stands still for too long takes him for dead. Clocks of different machines are never compared.
+* **Locks**: every member holds the folder's lock for sharing, a process on its own holds it alone.
+
+A *rank* (``RANK`` and ``WORLD_SIZE``, or a SLURM step) belongs to a job that ends together: survivors finish what they
+can and raise ``RankError``. A *shard* (``--shard 3/16``, from a job array) comes and goes alone: others take its work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from whence.errors import OptionError, RankError
+from whence.store import atomic
+from whence.store.run import OWNER, Lock, clear_parts, in_use, own_folder, sign_owner
+
+CLAIMS, MEMBERS = ".claims", ".members"
+POLL, BEAT = 0.1, 1.0  # seconds between two looks, and between two signs of life
+PATIENCE, VARIABLE = 20.0, "WHENCE_RANK_TIMEOUT"
+ARRIVAL = 3  # times as long until somebody who was never seen is missed: imports take their time
+WORKING, DONE, FAILED = "working", "done", "failed"
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """This process among others.
+
+    Attributes:
+        kind: ``rank`` of a job that ends together, or ``shard`` of an array.
+        number: which, from 0.
+        of: how many were started.
+        local: its place on this machine, for the choice of a GPU.
+        job: what ranks of one launch have in common.
+    """
+
+    kind: str
+    number: int
+    of: int
+    local: int = 0
+    job: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.number}"
+
+
+def member_of(shard: str | None, environment: Mapping[str, str]) -> Member | None:
+    """Which of several processes this is; None when it is the only one.
+
+    Args:
+        shard: ``i/n`` as given by the user.
+        environment: ``os.environ``.
+
+    Raises:
+        OptionError: not a shard.
+    """
+    if shard is not None:
+        found = _SHARD.fullmatch(shard.strip())
+        if found is None or not 0 <= int(found[1]) < int(found[2]):
+            raise OptionError(f"shard {shard!r}", wanted="i/n with i from 0 to n - 1", try_="--shard 0/4")
+        return Member("shard", int(found[1]), int(found[2]))
+    # SLURM_NTASKS is also set in a batch script, where this may be the only process; the step's variables are not.
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    for rank, size, local in names:
+        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit() and int(environment[size]) > 1:
+            marks = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+            marks += ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+            job = " ".join(environment.get(mark, "") for mark in marks)
+            return Member("rank", int(environment[rank]), int(environment[size]), int(environment.get(local) or 0), job)
+    return None
+
+
+class Crew(Protocol):
+    """Those who work on a folder."""
+
+    @property
+    def name(self) -> str:
+        """Of this process; empty when it is the only one."""
+        ...
+
+    def take(self, task: str) -> bool:
+        """Claim a task; False when somebody else is at it."""
+        ...
+
+    def leave(self, task: str) -> None:
+        """Give the claim back."""
+        ...
+
+    def wait(self) -> None:
+        """Nothing to do until others are done: wait a moment."""
+        ...
+
+    def finish(self) -> None:
+        """This process has nothing left to do."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The only process."""
+
+    name: str = ""
+
+    def take(self, task: str) -> bool:
+        return True
+
+    def leave(self, task: str) -> None:
+        """Nobody else wants it."""
+
+    def wait(self) -> None:
+        raise AssertionError("there is nobody to wait for")
+
+    def finish(self) -> None:
+        """Nobody waits."""
+
+
+@dataclass
+class Team:
+    """This process among others."""
+
+    folder: Path
+    member: Member
+    patience: float = PATIENCE
+    _state: str = WORKING
+    _beats: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    def take(self, task: str) -> bool:
+        claim = self._claim(task)
+        if atomic.create(claim, self.name):
+            return True
+        holder = _text(claim)
+        if self.member.kind == "rank" or holder is None or not self._gone(holder):
+            return False
+        atomic.remove(claim)  # whoever held it is gone; if two find out at once, both make the same file
+        return atomic.create(claim, self.name)
+
+    def leave(self, task: str) -> None:
+        atomic.remove(self._claim(task))
+
+    def wait(self) -> None:
+        time.sleep(POLL)
+        if self.member.kind == "rank":
+            self._check()
+
+    def finish(self) -> None:
+        """Say that nothing is left to do; ranks wait until all the others say so.
+
+        Raises:
+            RankError: somebody died on the way.
+        """
+        self.sign(DONE)
+        if self.member.kind == "rank":
+            while any(self._told(self._rank(n)).get("state") != DONE for n in range(self.member.of)):
+                self.wait()
+
+    def sign(self, state: str = "") -> None:
+        """A sign of life."""
+        self._state = state or self._state
+        self._beats += 1
+        told = {"state": self._state, "beat": self._beats, "job": self.member.job, **_process()}
+        atomic.overwrite(self.folder / MEMBERS / self.name, json.dumps(told))
+
+    def beat(self) -> None:
+        """Signs of life until the end; runs in a thread of its own."""
+        while not self._over.wait(min(BEAT, self.patience / 5)):
+            with suppress(Exception):  # a full disk is found by whoever writes results
+                self.sign()
+
+    def stop(self) -> None:
+        """No more signs."""
+        self._over.set()
+
+    def _check(self) -> None:
+        """Raises RankError when one of the job's ranks is dead, failed or silent."""
+        for number in range(self.member.of):
+            name = self._rank(number)
+            if number != self.member.number and (why := self._trouble(name)):
+                raise RankError(
+                    f"rank {number} of {self.member.of} {why}",
+                    wanted="all ranks of this job alive; what the others made is kept",
+                    try_="run the same command again, with as many ranks as you like",
+                )
+
+    def _trouble(self, name: str) -> str:
+        told = self._told(name)
+        where = f"(process {told.get('pid')} on {told.get('host')})"
+        if told.get("state") == DONE:
+            return ""
+        if told.get("state") == FAILED:
+            return f"{where} stopped with an error"
+        if _is_dead(told):
+            return f"{where} is dead"
+        if told and self._silent(name) > self.patience:
+            return f"{where} has given no sign of life for {self.patience:.0f} seconds"
+        if not told and time.monotonic() - self._started > ARRIVAL * self.patience:
+            return f"was not there within {ARRIVAL * self.patience:.0f} seconds"
+        return ""
+
+    def _gone(self, name: str) -> bool:
+        told = self._told(name)
+        return name != self.name and (
+            told.get("state") in (DONE, FAILED) or _is_dead(told) or self._silent(name) > self.patience
+        )
+
+    def _silent(self, name: str) -> float:
+        """Seconds for which the count has stood still, as far as this process has seen."""
+        now, text = time.monotonic(), _text(self.folder / MEMBERS / name) or ""
+        if self._seen.get(name, ("", 0.0))[0] != text or name not in self._seen:
+            self._seen[name] = (text, now)
+        return now - self._seen[name][1]
+
+    def _told(self, name: str) -> dict[str, Any]:
+        """What a member last said; nothing if that was in another job."""
+        text = _text(self.folder / MEMBERS / name)
+        try:
+            told = json.loads(text) if text else {}
+        except ValueError:
+            return {}
+        return told if isinstance(told, dict) and told.get("job", "") == self.member.job else {}
+
+    def _rank(self, number: int) -> str:
+        return Member(self.member.kind, number, self.member.of).name
+
+    def _claim(self, task: str) -> Path:
+        return self.folder / CLAIMS / task
+
+
+@contextmanager
+def joined(
+    folder: str | Path, member: Member, *, kind: str, after: Callable[[Path], None]
+) -> Iterator[tuple[Path, Team]]:
+    """Hold a folder together with others.
+
+    Args:
+        folder: of the index.
+        member: who this process is.
+        kind: as ``run.claimed``.
+        after: called by the last to leave, who holds the folder alone.
+
+    Raises:
+        StoreError: as ``run.claimed``: a process on its own holds it.
+    """
+    place = own_folder(folder, kind=kind)
+    lock, patience = Lock(place), float(os.environ.get(VARIABLE) or PATIENCE)
+    first = _enter(lock, place, patience)
+    team = Team(place, member, patience)
+    if first:
+        sign_owner(place)
+    team.sign()
+    threading.Thread(target=team.beat, daemon=True, name="whence signs of life").start()
+    try:
+        yield place, team
+    except BaseException:
+        with suppress(Exception):
+            team.sign(FAILED)
+        raise
+    finally:
+        team.stop()
+        lock.release()
+    if lock.alone():
+        try:
+            clear(place)
+            after(place)
+            atomic.remove(place / OWNER)
+        finally:
+            lock.release()
+
+
+def _enter(lock: Lock, place: Path, patience: float) -> bool:
+    """The lock for sharing; whoever is the first clears what a dead crew left."""
+    until = time.monotonic() + patience
+    while True:
+        if lock.alone():
+            clear(place)
+            clear_parts(place)
+            if lock.share():
+                return True
+        elif lock.share():
+            return False
+        if time.monotonic() > until:
+            raise in_use(place)
+        time.sleep(POLL)
+
+
+def clear(place: Path) -> None:
+    """Remove claims and signs of life; only for who holds the folder alone."""
+    for name in (CLAIMS, MEMBERS):
+        if (place / name).is_dir():
+            for path in (place / name).iterdir():
+                atomic.remove(path)
+            atomic.remove(place / name)
+
+
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _is_dead(told: Mapping[str, Any]) -> bool:
+    """Known for certain: a process of this machine that does not exist any more."""
+    return bool(told) and told.get("host") == socket.gethostname() and _born(told.get("pid")) != told.get("born")
+
+
+def _born(pid: object) -> str:
+    """When a process of this machine began, so that a number used again is told apart; empty for none (or a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

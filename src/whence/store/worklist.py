@@ -1,0 +1,91 @@
+"""Work as a list of files to be made, by one process or several, in any order that their needs allow."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from whence.store.crew import Crew
+from whence.store.index_folder import IndexFolder
+
+
+def _always() -> bool:
+    return True
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing() -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file.
+
+    Attributes:
+        name: of the file.
+        make: writes it, and returns what its journal entry says beside.
+        ready: whether what it is made from is there.
+        needless: whether something else has made it superfluous.
+        uses: files that nobody needs once this one is finished.
+        rows: for progress, if somebody else makes it.
+    """
+
+    name: str
+    make: Callable[[], Mapping[str, Any]]
+    ready: Callable[[], bool] = _always
+    needless: Callable[[], bool] = _never
+    uses: Callable[[], list[str]] = _nothing
+    rows: int = 0
+
+
+def complete(
+    tasks: Iterable[Task], folder: IndexFolder, crew: Crew, progress: Callable[[int], None] = lambda _rows: None
+) -> int:
+    """Return when every task is finished or needless, whoever did it; how many this process made.
+
+    Raises:
+        RankError: another rank died with something that is needed.
+        WhenceError: as the tasks do.
+    """
+    open_, mine = deque(tasks), set[str]()
+    while True:
+        folder.journal.refresh()
+        chosen = _next(open_, folder, crew, lambda task: progress(0 if task.name in mine else task.rows))
+        if chosen is None:
+            if not open_:
+                return len(mine)
+            crew.wait()
+            continue
+        try:
+            folder.journal.refresh()  # somebody may have finished it just before the claim
+            if folder.finished(chosen.name) is None and not chosen.needless():
+                folder.enter(chosen.name, **chosen.make())
+                mine.add(chosen.name)
+                for used in chosen.uses():
+                    folder.drop(used)
+            if chosen.needless():
+                folder.drop(chosen.name)
+        finally:
+            crew.leave(chosen.name)
+
+
+def _next(open_: deque[Task], folder: IndexFolder, crew: Crew, settled: Callable[[Task], None]) -> Task | None:
+    """The first task that is to be made and that nobody else makes; what is settled leaves the list."""
+    passed: list[Task] = []
+    found = None
+    while open_ and found is None:
+        task = open_.popleft()
+        if task.needless() or folder.finished(task.name) is not None:
+            settled(task)
+            continue
+        passed.append(task)
+        if task.ready() and crew.take(task.name):
+            found = task
+    open_.extendleft(reversed(passed))
+    return found
