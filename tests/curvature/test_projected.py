@@ -9,7 +9,7 @@ import torch
 from reference.models import source, tiny_llama, token_rows
 from whence.curvature import trackstar, trak
 from whence.curvature.base import Problem, Sums, get_method
-from whence.curvature.fit import FitOptions, _Accumulate, fit
+from whence.curvature.fit import Accumulate, FitOptions, fit
 from whence.errors import CurvatureError, OptionError
 from whence.gradients.fisher import gradient_rows
 from whence.linalg.compressed import Compressed, Squeeze
@@ -295,7 +295,7 @@ def test_merging_two_halves_is_the_whole(spec, train):
         states = []
         for part in (range(train.n_batches), range(2), range(2, train.n_batches)):
             sums = Sums()
-            train.visit(_Accumulate(stage, tensors, sums), batches=part)
+            train.visit(Accumulate(stage, tensors, sums), batches=part)
             states.append(sums)
         whole, joined = states[0], states[1].merged(states[2])
         assert whole.examples == joined.examples == len(train.ids)

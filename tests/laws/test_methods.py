@@ -8,7 +8,7 @@ import torch
 
 from conftest import examples, llama
 from whence.curvature.base import Problem, Sums, get_method, method_names
-from whence.curvature.fit import FitOptions, _Accumulate, fit
+from whence.curvature.fit import Accumulate, FitOptions, fit
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
 from whence.linalg.damping import absolute, relative
@@ -87,7 +87,7 @@ def test_merging_two_halves_is_the_whole(name, rows):
         states = []
         for part in (range(train.n_batches), range(2), range(2, train.n_batches)):
             sums = Sums()
-            train.visit(_Accumulate(stage, tensors, sums), labels="sampled", batches=part)
+            train.visit(Accumulate(stage, tensors, sums), labels="sampled", batches=part)
             states.append(sums)
         whole, merged = states[0], states[1].merged(states[2])
         assert whole.examples == merged.examples == len(rows)
