@@ -104,11 +104,11 @@ class TraceOptions(BaseModel):
         default="auto", description="Number type of the model; auto keeps the checkpoint's."
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
     fsdp: bool = Field(
         default=False,
         description="Spread the model over the processes of torchrun (FSDP2): for models beyond one GPU.",
     )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         default="auto",
         description="Attention backend; auto is the model's own default. `whence check` measures what it costs.",
     )
