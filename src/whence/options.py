@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from whence.errors import OptionError, did_you_mean
 
@@ -35,7 +35,8 @@ class TraceOptions(BaseModel):
     )
     damping: str = Field(
         default="relative:0.1",
-        description="relative:X (times the mean eigenvalue of each layer), absolute:X or factored:X.",
+        description="relative:X (times the mean eigenvalue of each layer), absolute:X, factored:X, or implied:MODEL "
+        "(measured from the model that training started from). Default of ekfac_cg: relative:10.",
     )
     layers: tuple[str, ...] = Field(
         default=(),
@@ -54,6 +55,11 @@ class TraceOptions(BaseModel):
         default="none",
         description="Divide by a length: relative (l-RelatIF: root of the row's self-influence), theta (theta-RelatIF: "
         "how far the row moves the parameters), cosine (relative, and by the question's too).",
+    )
+    query_rank: Literal["auto", "none"] | PositiveInt = Field(
+        default="auto",
+        description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
+        "they would not fit into 1 GiB.",
     )
     checkpoints: str | None = Field(
         default=None,
@@ -83,7 +89,11 @@ class TraceOptions(BaseModel):
         description="Let the model answer a prompt that has no response: most tokens of its greedy continuation.",
     )
     lexical: bool = Field(default=True, description="Show BM25 word overlap beside every score.")
-    task: str = Field(default="auto", description="causal_lm, classification ...; auto goes by the rows and the model.")
+    task: str = Field(
+        default="auto",
+        description="causal_lm, classification, token_classification, seq2seq, preference, diffusion; settings after a "
+        "colon (preference:beta=0.2). auto goes by the model.",
+    )
     columns: dict[str, str] = Field(
         default={}, description="Column mapping: our name to yours, such as {text: story}; for rows under other names."
     )
@@ -216,9 +226,35 @@ class SweepOptions(BaseModel):
         return tuple(str(part).strip() for part in parts)
 
 
+class PlanOptions(BaseModel):
+    """What ``whence plan`` plans, and how long it may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: Literal["auto", "trace", "index"] = Field(
+        default="auto", description="trace or index; auto: a trace when there is a question, else an index."
+    )
+    budget: float = Field(default=10.0, gt=0, description="Of an index: KB (1,000 bytes) kept of each row, at most.")
+    scheme: str = Field(default="auto", description="Of an index: sparse, low_rank, int8, fp16 or auto.")
+    calibrate: float = Field(
+        default=10.0,
+        ge=0,
+        description="About how many seconds of the real work may be tried out (0: the model is not run).",
+    )
+
+
+def plan_options(**given: Any) -> PlanOptions:
+    """Options of a plan.
+
+    Raises:
+        OptionError: a setting that does not exist or cannot have this value.
+    """
+    return _validated(PlanOptions, {k: v for k, v in given.items() if v is not None})
+
+
 def describe(field: str) -> str:
     """The description of a setting, for the help text."""
-    for record in (TraceRequest, TraceOptions, SweepOptions):
+    for record in (TraceRequest, TraceOptions, SweepOptions, PlanOptions):
         if field in record.model_fields:
             return record.model_fields[field].description or ""
     raise KeyError(field)
@@ -230,7 +266,7 @@ def trace_options(options: TraceOptions | Mapping[str, Any] | None = None, **ove
     Raises:
         OptionError: a setting that does not exist or cannot have this value.
     """
-    base = options.model_dump() if isinstance(options, TraceOptions) else dict(options or {})
+    base = options.model_dump(exclude_unset=True) if isinstance(options, TraceOptions) else dict(options or {})
     return _validated(TraceOptions, {**base, **overrides})
 
 

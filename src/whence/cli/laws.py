@@ -50,7 +50,7 @@ def check(
     if not voice.json:
         voice.out.print()
         voice.out.print(_table(findings))
-    _say_next(voice, broken, f"{model} {rows[0]}")
+    _say_next(voice, broken, f"{model} --data {rows[0]}" + (f" --task {task}" if task != "auto" else ""))
     return BROKEN if broken else 0
 
 
@@ -69,6 +69,5 @@ def _say_next(voice: Voice, broken: list[Any], what: str) -> None:
         voice.say(f"broken: {names}. Scores of this model would carry that error.", "bold red")
         voice.say("next: try --attention eager or --dtype float32, and --layers to leave a layer out")
         return
-    model, _, data = what.partition(" ")
     voice.say("every law holds", "bold green")
-    voice.say(f"next: whence trace --model {model} --data {data} --query questions.jsonl -o run/")
+    voice.say(f"next: whence trace --model {what} --query questions.jsonl -o run/")
