@@ -5,7 +5,6 @@ Each step says what it derived (``Watcher.note``) before time is spent on it.
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +16,9 @@ from whence.curvature.settings import read_settings, split_spec
 from whence.errors import DataError, OptionError, TaskError, did_you_mean
 from whence.gradients.layers import Layers, find_layers
 from whence.gradients.source import LiveGradients
-from whence.loading import AUTO_CLASSES, HOST, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model
+from whence.loading import AUTO_CLASSES, HOST, PICKLE_WEIGHTS, REMOTE_CODE, Loaded, load_model, over_ranks
 from whence.options import TraceOptions
+from whence.recorded import Compared, Record, compare, record_of, with_record
 from whence.tasks.base import Example, Setup, Task, get_task, task_names
 from whence.tasks.batches import plan_batches
 from whence.tasks.encode import encode_rows, encoding_notes
@@ -36,6 +36,8 @@ class Material:
         examples: the usable ones, encoded.
         quarantine: the others, from reading and from encoding.
         source: the examples' gradients.
+        train_size: N of the training, where these are only some of its rows; 0 = these are all.
+        recorded: how they stand to the training's record; None without one.
     """
 
     name: str
@@ -43,6 +45,13 @@ class Material:
     examples: tuple[Example, ...]
     quarantine: tuple[Quarantined, ...]
     source: LiveGradients
+    train_size: int = 0
+    recorded: Compared | None = None
+
+    @property
+    def total(self) -> int:
+        """N: what a score is divided by for the effect of leaving a row out."""
+        return self.train_size or len(self.examples)
 
     def by_id(self) -> dict[str, Row]:
         """Usable and unusable rows that could be read, by id."""
@@ -74,6 +83,7 @@ class Subject:
         layers: what is followed.
         options: the resolved settings.
         watch: who hears about it.
+        record: of the training that made the model; None when there is none, or it is ignored.
     """
 
     loaded: Loaded
@@ -82,6 +92,7 @@ class Subject:
     options: TraceOptions
     watch: Watcher
     seconds: dict[str, float] = field(default_factory=dict)
+    record: Record | None = None
 
 
 def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Task | None = None) -> Subject:
@@ -90,13 +101,14 @@ def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Tas
     Raises:
         ModelError, OptionError, LayerError: see ``load_model`` and ``find_layers``.
     """
-    asked = check_task(options.task)
+    asked, record = check_task(options.task), record_of(model, options)
+    options = with_record(options, record)
     loaded = _load(model, options, task=asked if asked in AUTO_CLASSES else "auto")
     layers = find_layers(loaded.model, options.layers)
     loaded = _spread(loaded, options)
     task = task or make_task(loaded, options)
     _note_model(loaded, layers, watch)
-    return Subject(loaded, task, layers, options, watch)
+    return Subject(loaded, task, layers, options, watch, record=record)
 
 
 def _load(model: Any, options: TraceOptions, *, task: str) -> Loaded:
@@ -121,11 +133,7 @@ def _spread(loaded: Loaded, options: TraceOptions) -> Loaded:
         if any(hasattr(p, "full_tensor") for p in loaded.model.parameters()):
             raise OptionError("a model whose parameters are spread over processes", wanted="fsdp", try_="fsdp=True")
         return loaded
-    sharding = importlib.import_module("whence.loading.sharding")  # FSDP2 takes a second to import; few need it
-    ranks = sharding.join_ranks(options.device)
-    model = sharding.spread(loaded.model, ranks)
-    record = {**loaded.about["model"], "device": str(ranks.device), "fsdp": ranks.world}
-    return replace(loaded, model=model, ranks=ranks, about={**loaded.about, "model": record})
+    return over_ranks(loaded, options.device)
 
 
 def check_task(spec: str) -> str:
@@ -204,7 +212,28 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     )
     material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
     _note_rows(material, what, subject.watch)
-    return material
+    return material if what != "train" else _of_training(subject, material)
+
+
+def _of_training(subject: Subject, material: Material) -> Material:
+    """The rows with what is known of the training they belong to: the true N, and whether they are encoded as then.
+
+    Raises:
+        DataError: they are encoded otherwise.
+        OptionError: a ``train_size`` below the number of rows.
+    """
+    compared = None
+    if subject.record is not None:
+        compared = compare(subject.record, material.rows.ids, material.examples)
+        said = f"{compared.same} of {compared.looked} compared rows are encoded as then"
+        subject.watch.note("record", f"recorded  {subject.record.done:,} steps · {said}", **compared.about())
+    size = subject.options.train_size or (0 if compared is None else compared.train_size)
+    if subject.options.train_size is not None and size < len(material.examples):
+        raise OptionError(
+            f"train_size = {size} with {len(material.examples):,} rows",
+            wanted="the number of rows that the model was trained on, these among them",
+        )
+    return replace(material, train_size=size, recorded=compared)
 
 
 def _prepared(subject: Subject, examples: Sequence[Example]) -> list[Example]:

@@ -100,6 +100,19 @@ def load_model(
     return replace(loaded, about={"spec": str(spec), **loaded.about})
 
 
+def over_ranks(loaded: Loaded, device: str) -> Loaded:
+    """The model in shards over the processes of the launcher, and on this one's device.
+
+    Raises:
+        OptionError, ModelError: see ``sharding.join_ranks`` and ``sharding.spread``.
+    """
+    sharding = importlib.import_module("whence.loading.sharding")  # FSDP2 takes a second to import; few need it
+    ranks = sharding.join_ranks(device)
+    model = sharding.spread(loaded.model, ranks)
+    record = {**loaded.about["model"], "device": str(ranks.device), "fsdp": ranks.world}
+    return replace(loaded, model=model, ranks=ranks, about={**loaded.about, "model": record})
+
+
 @dataclass(frozen=True)
 class _Request:
     place: str
