@@ -295,7 +295,7 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         found = top(ask, normalised(ask, scored(ask, trained, queries, inverse), queries))
     with _timed(seconds, "tokens"):
         found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
-    found["query_rows"] = posed_views(subject, asked)
+    found |= {"query_rows": posed_views(subject, asked), "about": {"queries": dict(queries.held)}}
     seconds["total"] = time.perf_counter() - started
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record

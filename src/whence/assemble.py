@@ -54,7 +54,7 @@ def assemble(
         train_ids=tuple(trained.rows.ids),
         n_train=len(trained.examples),
         columns=columns,
-        about=about_of(subject, trained, asked, factors=factors, seconds=seconds)
+        about=_with(about_of(subject, trained, asked, factors=factors, seconds=seconds), found.get("about", {}))
         | {"quarantine": [asdict(q) for q in quarantine]},
         per_layer=found.get("per_layer"),
         layer_names=tuple(found["layers"]) if found.get("per_layer") is not None else (),
@@ -64,6 +64,12 @@ def assemble(
         lexical=lexical_of(subject, query_views, views, columns),
         **{name: found[name] for name in CLOSER if name in found},
     )
+
+
+def _with(about: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """More to say; its warnings come after the others, and what is empty is left out."""
+    warnings = [*about["warnings"], *more.get("warnings", ())]
+    return {**about, **{name: value for name, value in more.items() if value}, "warnings": warnings}
 
 
 def manifest(

@@ -61,6 +61,11 @@ class TraceOptions(BaseModel):
         description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
         "they would not fit into 1 GiB.",
     )
+    query_rank: Literal["auto", "none"] | PositiveInt = Field(
+        default="auto",
+        description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
+        "they would not fit into 1 GiB.",
+    )
     checkpoints: str | None = Field(
         default=None,
         description="Output folder of a Hugging Face Trainer: scores are averaged over its checkpoint-N folders.",

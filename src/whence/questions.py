@@ -13,6 +13,7 @@ from whence.errors import DataError, OptionError, TaskError
 from whence.linalg.operators import Operator
 from whence.pipeline import Material, Subject
 from whence.results import RowView
+from whence.scores.low_rank import Load, cut_for, held_queries, told
 from whence.scores.score import Queries, collect, precondition, prepare_queries
 from whence.scores.tokens import mixed, restrict_targets
 from whence.tasks.base import device_of
@@ -156,12 +157,14 @@ def _response_start(view: RowView) -> int:
 def pose(subject: Subject, asked: Material, inverse: Operator) -> Queries:
     """The preconditioned query gradients: one per question, or mixed as ``options.combine`` says.
 
+    Many or large questions are held at a low rank, as ``options.query_rank`` says.
+
     Raises:
         OptionError: a contrast without two sides.
     """
     combine = subject.options.combine
     if combine == "each":
-        return prepare_queries(asked.source, inverse)
+        return _held(subject, asked, inverse)
     weights, name = _weights(asked, combine)
     return precondition(mixed(collect(asked.source), weights, [name]), inverse)
 
@@ -173,6 +176,17 @@ def combination(asked: Material, combine: str) -> np.ndarray | None:
         OptionError: a contrast without two sides.
     """
     return None if combine == "each" else _weights(asked, combine)[0]
+
+
+def _held(subject: Subject, asked: Material, inverse: Operator) -> Queries:
+    sizes, count = subject.layers.sizes, len(asked.examples)
+    tokens = sum(example.length for example in asked.examples) / count
+    cut = cut_for(subject.options.query_rank, sizes, Load(count, tokens))
+    if not cut.layers:
+        return prepare_queries(asked.source, inverse)
+    queries = held_queries(asked.source, inverse, cut)
+    subject.watch.note("queries", f"held      {told(queries.held)}", **queries.held)
+    return queries
 
 
 def _weights(asked: Material, combine: str) -> tuple[np.ndarray, str]:

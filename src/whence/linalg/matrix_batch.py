@@ -242,14 +242,18 @@ def _gram_is_cheaper(left: Outer, right: Outer) -> bool:
     t, s = left.g_BTO.shape[1], right.g_BTO.shape[1]
     gram = batch * t * queries * s * (outputs + inputs + 1)
     formed = (batch * t + queries * s + batch * queries) * outputs * inputs
-    # The two token Gram tensors must also fit the same bound as formed matrices do.
-    return gram < formed and batch * t * queries * s <= FORMED_ELEMENTS
+    # The two token Gram tensors of one query must also fit the same bound as formed matrices do.
+    return gram < formed and batch * t * s <= FORMED_ELEMENTS
 
 
 def _gram_dot(left: Outer, right: Outer) -> Tensor:
-    """Σ_ts (g_bt·g_qs)(a_bt·a_qs): inner products without forming any O x I matrix."""
-    batch, queries = len(left), len(right)
-    t, s = left.g_BTO.shape[1], right.g_BTO.shape[1]
-    gram = left.g_BTO.flatten(0, 1) @ right.g_BTO.flatten(0, 1).T  # [B*T, Q*S]
-    gram *= left.a_BTI.flatten(0, 1) @ right.a_BTI.flatten(0, 1).T
-    return gram.view(batch, t, queries, s).sum((1, 3))
+    """Σ_ts (g_bt·g_qs)(a_bt·a_qs): inner products without forming any O x I matrix, as many queries as fit at once."""
+    batch, t, s = len(left), left.g_BTO.shape[1], right.g_BTO.shape[1]
+    step = max(1, FORMED_ELEMENTS // max(1, batch * t * s))
+    blocks = []
+    for start in range(0, len(right), step):
+        some = right if step >= len(right) else right.rows(start, start + step)
+        gram = left.g_BTO.flatten(0, 1) @ some.g_BTO.flatten(0, 1).T  # [B*T, Q*S]
+        gram *= left.a_BTI.flatten(0, 1) @ some.a_BTI.flatten(0, 1).T
+        blocks.append(gram.view(batch, t, len(some), s).sum((1, 3)))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)

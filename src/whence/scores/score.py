@@ -7,8 +7,9 @@ when example n is left out (Koh & Liang 2017, eq. 2; Grosse et al. 2023, eq. 5, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +32,14 @@ class Queries:
         grads: layer -> Q matrices.
         measurements: Q values of what is explained (nats for a loss).
         self_influence: Q values q' (G + damping)⁻¹ q, once preconditioned; None before.
+        held: how they are held, if not all are whole (``scores.low_rank``).
     """
 
     ids: tuple[str, ...]
     grads: Gradients
     measurements: np.ndarray
     self_influence: np.ndarray | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
