@@ -21,6 +21,7 @@ from whence.linalg.operators import Operator
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.questions import answered, focused, pose, posed_views
+from whence.recorded import record_of
 from whence.results import Scores
 from whence.scores.score import collect, combine
 from whence.scoring import check_losses, fitted, measured, normalised, scored, top
@@ -67,7 +68,9 @@ def attribute_checkpoints(ask: Ask, model: Any, *, train: Any, query: Any) -> tu
         WhenceError: as ``whence.attribute``.
     """
     started = time.perf_counter()
-    checkpoints = find_checkpoints(str(ask.options.checkpoints))
+    record = record_of(str(ask.options.checkpoints), ask.options)
+    rates = None if record is None else dict(enumerate(record.rates, start=1))
+    checkpoints = find_checkpoints(str(ask.options.checkpoints), rates=rates)
     weights = weights_of(ask, checkpoints)
     subject = open_subject(model, ask.options, ask.watch, task=ask.task)
     trained = open_rows(subject, train, what="train")

@@ -61,11 +61,6 @@ class TraceOptions(BaseModel):
         description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
         "they would not fit into 1 GiB.",
     )
-    query_rank: Literal["auto", "none"] | PositiveInt = Field(
-        default="auto",
-        description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
-        "they would not fit into 1 GiB.",
-    )
     checkpoints: str | None = Field(
         default=None,
         description="Output folder of a Hugging Face Trainer: scores are averaged over its checkpoint-N folders.",
@@ -106,6 +101,15 @@ class TraceOptions(BaseModel):
         default=None,
         ge=2,
         description="Cut rows to this many tokens, as the trainer did (default: what the model can take).",
+    )
+    train_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows the model was trained on, where the data are only some of them: effects are of that N.",
+    )
+    record: Literal["auto", "ignore"] = Field(
+        default="auto",
+        description="Record of the training beside the model (WhenceCallback): used and compared with, or ignored.",
     )
     max_bad_rows: float = Field(
         default=0.01,
@@ -187,6 +191,9 @@ class TraceRequest(BaseModel):
         default=None, description="The model that fine-tuning started from: asks its training rows as well."
     )
     pretrained_data: tuple[str, ...] = Field(default=(), description="Rows that model was trained on, as --data.")
+    pretrained_size: int | None = Field(
+        default=None, ge=1, description="Rows that model was trained on, where --pretrained-data are only some of them."
+    )
     alpha: float | Literal["auto"] = Field(
         default="auto",
         description="Pull of fine-tuning towards the pre-trained weights; auto goes by the trainer's learning rates.",

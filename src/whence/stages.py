@@ -49,11 +49,13 @@ class Pretraining:
         data: rows it was trained on: anything ``read_rows`` takes.
         alpha: pull of fine-tuning towards these weights, in units of the mean summed loss; ``auto`` derives it from the
             learning rates in the fine-tuned model's ``trainer_state.json``.
+        size: number of rows of that training, where ``data`` are only some of them; None = these, or as recorded.
     """
 
     model: Any
     data: Any
     alpha: float | str = "auto"
+    size: int | None = None
 
 
 class Ask(Protocol):
@@ -147,7 +149,8 @@ def find_alpha(asked: float | str, model: Any, trained: Material) -> float:
             raise OptionError(f"alpha = {asked!r}", wanted="a number above 0, or auto") from error
     about = trained.about()
     try:
-        rates = learning_rates(read_object(Path(str(model)) / TRAINER_STATE))
+        known = trained.recorded
+        rates = known.record.rates if known else learning_rates(read_object(Path(str(model)) / TRAINER_STATE))
         return implied_alpha(rates, loss_tokens=about["loss_tokens"] / max(1, about["used"]))
     except (ModelError, OptionError) as error:
         raise OptionError(
@@ -219,7 +222,7 @@ def _check_options(options: TraceOptions) -> None:
 
 
 def _open_base(ask: Ask, before: Pretraining) -> tuple[Subject, Material]:
-    options = ask.options.model_copy(update={"task": "auto"})
+    options = ask.options.model_copy(update={"task": "auto", "train_size": before.size})
     base = open_subject(before.model, options, ask.watch)
     return base, open_rows(base, before.data, what="train")
 

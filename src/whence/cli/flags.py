@@ -92,6 +92,7 @@ def _flag(name: str, field: FieldInfo, visible: Mapping[str, str]) -> inspect.Pa
 # Fields that say what to do rather than how; the environment must not answer for them.
 REQUEST_ONLY = (
     "query", "prompt", "response", "out", "report", "config", COLUMN, "pretrained", "pretrained_data", "alpha",
+    "pretrained_size",
     "against", "span", "combine", "generate",
 )  # fmt: skip
 

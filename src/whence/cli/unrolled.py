@@ -32,12 +32,13 @@ def unrolled(
     response: Annotated[str | None, typer.Option(help=describe("response"), show_default=False)] = None,
     query: Annotated[list[str] | None, typer.Option(help=describe("query"), show_default=False)] = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE, show_default=False)] = None,
+    record: Annotated[str | None, typer.Option(help=RECORD, show_default=False)] = None,
     seed: Annotated[int, typer.Option(help=_said("seed"))] = 0,
     states: Annotated[int | None, typer.Option(help=_said("states"), show_default=False)] = None,
     smoothness: Annotated[float, typer.Option(help=_said("smoothness"))] = 0.1,
     out: Annotated[str | None, typer.Option("--out", "-o", help=describe("out"), show_default=False)] = None,
-    dtype: Annotated[str, typer.Option(help=describe("dtype"))] = "auto",
-    root: Annotated[float, typer.Option(help=_said("root"), hidden=True)] = 1e-16,
+    dtype: Annotated[str, typer.Option(help=describe("dtype"), hidden=True)] = "auto",
+    root: Annotated[float | None, typer.Option(help=_said("root"), hidden=True)] = None,
     tokens: Annotated[int, typer.Option(help=_said("tokens"), hidden=True)] = 8192,
     max_length: Annotated[int | None, typer.Option(help=describe("max_length"), hidden=True)] = None,
     top_k: Annotated[int | None, typer.Option(help=describe("top_k"), hidden=True)] = None,
@@ -56,9 +57,10 @@ def unrolled(
     )
     asked = {"query": tuple(query or ()), "prompt": prompt, "response": response}
     questions = api.asked_of(TraceRequest(model="", data=("",), **asked))
+    own = {} if root is None else {"root": root}
     run = front.run_of(
-        recipe=retraining.read_recipe(recipe), out=out, watch=voice, seed=seed, states=states, root=root, tokens=tokens,
-        smoothness=smoothness,
+        recipe=None if recipe is None else retraining.read_recipe(recipe), record=record, out=out, watch=voice,
+        seed=seed, states=states, tokens=tokens, smoothness=smoothness, **own,
     )  # fmt: skip
     options = trace_options(dtype=dtype, max_length=max_length, top_k=top_k, combine=combine, device=device)
     scores = front.unroll(base, train=data, query=questions, run=run, options=options)

@@ -36,8 +36,12 @@ class Checkpoint:
     learning_rate: float | None
 
 
-def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
+def find_checkpoints(folder: str | Path, *, rates: Mapping[int, float] | None = None) -> list[Checkpoint]:
     """The ``checkpoint-N`` folders of a Trainer's output folder, by step (2 before 10), with their learning rates.
+
+    Args:
+        folder: the output folder.
+        rates: step -> learning rate where every step is known; None = what the trainer logged.
 
     Raises:
         ModelError: no such folder, no checkpoints in it, or a trainer state that cannot be read.
@@ -57,7 +61,7 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
             wanted="the output folder of a Hugging Face Trainer",
             try_=str(place.parent) if here else "save_strategy and save_total_limit when training",
         )
-    rates = _logged_rates([place, *(steps[step] for step in sorted(steps))])
+    rates = rates or _logged_rates([place, *(steps[step] for step in sorted(steps))])
     ordered = sorted(steps)
     before = [0, *ordered[:-1]]
     return [Checkpoint(steps[n], n, mean_rate(rates, b, n)) for b, n in zip(before, ordered, strict=True)]

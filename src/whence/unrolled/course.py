@@ -11,6 +11,8 @@ import xxhash
 
 from whence.errors import OptionError
 from whence.evaluate.trainers import Recipe, reading_order
+from whence.recorded import Record
+from whence.report.characters import visible
 from whence.tasks.base import Example
 from whence.unrolled.options import ROOT
 from whence.unrolled.rules import AdamW, Rule, Sgd
@@ -82,6 +84,60 @@ def course_of(recipe: Recipe, rows: Sequence[Example], *, seed: int = 0, root: f
         divisors = [float(sum(rows[n].loss_tokens for n in batch)) for batch in batches]
     rates = tuple(recipe.rate * recipe.rate_at(step, steps) for step in range(steps))
     return Course(batches, rates, tuple(divisors), rule_of(recipe, root), recipe.clip)
+
+
+def course_of_record(record: Record, places: Sequence[int], rows: Sequence[Example], *, root: float = 0.0) -> Course:
+    """The course of a recorded training.
+
+    Args:
+        record: what happened.
+        places: recorded row number -> position in ``rows``.
+        rows: N training rows.
+        root: see ``AdamW``; 0 is the optimiser that ran.
+
+    Raises:
+        OptionError: something in it cannot be repeated; names it.
+    """
+    _check_repeatable(record)
+    assert record.steps is not None
+    batches = tuple(tuple(places[n] for n in step) for step in record.steps)
+    divisors = tuple(float(sum(rows[n].loss_tokens for n in batch)) for batch in batches)
+    settings = record.optimiser
+    decay, free = float(settings.get("weight_decay") or 0.0), frozenset(settings.get("undecayed") or ())
+    if settings.get("class") == "SGD":
+        rule: Rule = Sgd(float(settings.get("momentum") or 0.0), decay)
+    else:
+        one, two = settings.get("betas") or (0.9, 0.999)
+        rule = AdamW((float(one), float(two)), float(settings.get("eps") or 1e-8), root, decay)
+    rates = tuple(record.rates[: len(batches)])
+    return Course(batches, rates, divisors, rule, float(settings.get("clip") or 0.0), free)
+
+
+REPEATABLE = ("AdamW", "SGD")
+
+
+def _check_repeatable(record: Record) -> None:
+    settings, batch = record.optimiser, record.batch
+    parts = int(batch.get("accumulation", 1)) * int(batch.get("world", 1))
+    odd = [name for name in ("nesterov", "amsgrad") if settings.get(name)]
+    problems = [
+        (not record.steps or len(record.rates) < len(record.steps), f"the order of its rows: {record.order}"),
+        (bool(record.rows.packed), "rows that were packed into others"),
+        (bool(record.dropout), f"dropout ({', '.join(record.dropout)}): its masks are not known"),
+        (settings.get("class") not in REPEATABLE, f"the optimiser {settings.get('class')}"),
+        (bool(odd), f"an optimiser with {', '.join(odd)}"),
+        (settings.get("one_rate") is False, "several learning rates at once"),
+        (not (record.objective == "step_tokens" or (record.objective == "batch_means" and parts == 1)),
+         f"the objective {record.objective!r} over {parts} batches a step"),
+        (record.precision in ("bf16", "fp16"), f"mixed precision ({record.precision})"),
+    ]  # fmt: skip
+    wrong = [visible(said)[:200] for problem, said in problems if problem]
+    if wrong:
+        raise OptionError(
+            f"the recorded training cannot be repeated: {'; '.join(wrong)}",
+            wanted="AdamW or SGD, a recorded order, no dropout, one rate, full precision",
+            try_="a recipe (--recipe) close to it",
+        )
 
 
 def rule_of(recipe: Recipe, root: float = ROOT) -> Rule:

@@ -2,7 +2,8 @@
 
 ::
 
-    from whence.evaluate.trainers import Recipe
+    from whence.errors import OptionError
+from whence.evaluate.trainers import Recipe
     from whence.unrolled.front import unroll
 
     scores = unroll("base", train="train.jsonl", query="questions.jsonl", recipe=Recipe(rate=3e-4, epochs=3))
@@ -28,15 +29,18 @@ from torch import nn
 from whence.api import REPORT, questions_of, write_report
 from whence.assemble import assemble
 from whence.curvature.base import Factors
+from whence.errors import OptionError
 from whence.evaluate.trainers import Recipe
+from whence.loading import load_model
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.questions import answered, combination, focused, posed_views
+from whence.recorded import compare, positions, read_record, weights_digest
 from whence.results import Scores
 from whence.scoring import check_losses, top
 from whence.store.provenance import environment, peak_memory_bytes, redacted_argv
 from whence.store.run import add_file, claimed, save_scores
-from whence.unrolled.course import course_of
+from whence.unrolled.course import course_of, course_of_record
 from whence.unrolled.options import UnrollOptions, unroll_options
 from whence.unrolled.reverse import Metagradients, Tree, metagradients, tree_of
 from whence.unrolled.smoothness import Smoothness, metasmoothness
@@ -52,6 +56,7 @@ class Run:
 
     Attributes:
         recipe: of the built-in training.
+        record: a training that happened, to be repeated instead: its ``whence_training.json`` or output folder.
         settings: how it is repeated.
         out: folder for scores, provenance and report.
         watch: hears what is derived and how far the work is.
@@ -59,6 +64,7 @@ class Run:
 
     recipe: Recipe
     settings: UnrollOptions
+    record: str | Path | None = None
     out: str | Path | None = None
     watch: Watcher = field(default_factory=Silent)
 
@@ -80,7 +86,7 @@ def unroll(
         query: questions.
         run: everything about the run in one record, instead of ``settings``.
         options: settings that concern rows and questions: ``max_length``, ``columns``, ``span``, ``combine`` ...
-        settings: ``recipe`` (a ``Recipe``), ``out``, ``watch``, and the fields of ``UnrollOptions``.
+        settings: ``recipe`` (a ``Recipe``) or ``record``, ``out``, ``watch``, and the fields of ``UnrollOptions``.
 
     Returns:
         Scores; ``about["unrolled"]`` says what was run, what it took and how smooth it is.
@@ -103,14 +109,21 @@ def unroll(
 
 
 def run_of(
-    *, recipe: Recipe | None = None, out: str | Path | None = None, watch: Watcher | None = None, **settings: Any
+    *,
+    recipe: Recipe | None = None,
+    record: str | Path | None = None,
+    out: str | Path | None = None,
+    watch: Watcher | None = None,
+    **settings: Any,
 ) -> Run:
-    """The record of a run.
+    """What to take back, checked.
 
     Raises:
-        OptionError: a setting that does not exist.
+        OptionError: a setting that does not exist; a recipe and a record.
     """
-    return Run(recipe or Recipe(), unroll_options(settings), out, watch or Silent())
+    if recipe is not None and record is not None:
+        raise OptionError("a recipe and a record", wanted="the training to repeat, by one of them")
+    return Run(recipe or Recipe(), unroll_options(settings), record, out, watch or Silent())
 
 
 def _unrolled(base: Any, train: Any, query: Any, *, run: Run, options: TraceOptions) -> tuple[Scores, dict[str, Any]]:
@@ -119,12 +132,9 @@ def _unrolled(base: Any, train: Any, query: Any, *, run: Run, options: TraceOpti
     trained = open_rows(subject, train, what="train")
     asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
     check_losses(asked)
-    course = course_of(run.recipe, trained.examples, seed=run.settings.seed, root=run.settings.root)
-    training = training_of(
-        movable(trained), subject.task, trained.examples, course, tokens=run.settings.tokens
-    )  # fmt: skip
+    training = _training(run, subject, trained)
     mixture = combination(asked, options.combine)
-    tree = tree_of(len(course), run.settings.states)
+    tree = tree_of(len(training.course), run.settings.states)
     _note_cost(run, training, tree, len(asked.examples) if mixture is None else len(mixture))
     with torch.random.fork_rng(devices=[]):
         found = metagradients(
@@ -136,8 +146,57 @@ def _unrolled(base: Any, train: Any, query: Any, *, run: Run, options: TraceOpti
         )
         smooth = _smoothness(run, training, asked, found, mixture=mixture)
     scores = _assembled(subject, trained, asked, found, seconds={"total": time.perf_counter() - started})
-    about = about_run(training, found, smooth, recipe_seed=run.settings.seed)
+    about = {**about_run(training, found, smooth), **_origin(run, training, found)}
     return _said(scores, training, about), _manifest(subject, trained, asked, about)
+
+
+def _training(run: Run, subject: Subject, trained: Material) -> Training:
+    """The run as a recipe or a record has it.
+
+    Raises:
+        OptionError: a record of a training that started elsewhere, or that cannot be repeated.
+    """
+    rows, settings = trained.examples, run.settings
+    model = movable(trained)
+    if run.record is None:
+        course = course_of(run.recipe, rows, seed=settings.seed, root=settings.root)
+        return training_of(model, subject.task, rows, course, tokens=settings.tokens)
+    record = read_record(run.record)
+    root = settings.root if "root" in settings.model_fields_set else 0.0
+    compare(record, trained.rows.ids, rows)
+    course = course_of_record(record, positions(record, trained.rows.ids, rows), rows, root=root)
+    training = training_of(model, subject.task, rows, course, tokens=settings.tokens)
+    if record.start and weights_digest(training.model) != record.start:
+        raise OptionError(
+            f"{str(subject.loaded.about['spec'])[:80]} has other weights than the recorded training started from",
+            wanted="the checkpoint before that training",
+            try_="--base with the model that was given to the Trainer",
+        )
+    return training
+
+
+def _origin(run: Run, training: Training, found: Metagradients) -> dict[str, Any]:
+    """Where the course is from; of a recorded one how near its end is to the weights that were saved."""
+    if run.record is None:
+        return {"seed": run.settings.seed}
+    record, place = read_record(run.record), Path(run.record).expanduser()
+    place = place if place.is_dir() else place.parent
+    said = {"seed": record.seeds.get("seed"), "record": str(run.record)}
+    end = next(
+        (f for f in (place / f"checkpoint-{len(training.course)}", place) if (f / "config.json").is_file()), None
+    )
+    if end is None or len(training.course) != record.done:
+        return said
+    saved = dict(load_model(str(end), dtype="auto", device="cpu").model.named_parameters())
+    theirs = [saved[name].detach().reshape(-1) for name in training.names if name in saved]
+    if sum(len(part) for part in theirs) != len(training.origin_P):
+        return said
+    off = float((torch.cat(theirs).to(found.final.theta) - found.final.theta).abs().max())
+    moved = float((found.final.theta - training.origin_P).abs().max())
+    run.watch.note(
+        "reproduced", f"repeated  ends within {off:.1e} of the weights that were saved; it moved {moved:.1e}"
+    )
+    return {**said, "reproduced": {"step": record.done, "off": off, "moved": moved}}
 
 
 def movable(trained: Material) -> nn.Module:
@@ -200,14 +259,11 @@ class _Options:
     options: TraceOptions
 
 
-def about_run(
-    training: Training, found: Metagradients, smooth: Smoothness | None, *, recipe_seed: int
-) -> dict[str, Any]:
+def about_run(training: Training, found: Metagradients, smooth: Smoothness | None) -> dict[str, Any]:
     """What was run and what it took."""
     return {
         **training.course.about(),
         **found.tree.about(),
-        "seed": recipe_seed,
         "parameters": int(training.origin_P.numel()),
         "repeated_within": found.again,
         "seconds_forward": round(found.seconds[0], 3),
