@@ -206,7 +206,7 @@ def _pretraining(request: TraceRequest) -> Pretraining | None:
         )
     if request.pretrained is None:
         return None
-    return Pretraining(request.pretrained, list(request.pretrained_data), request.alpha)
+    return Pretraining(request.pretrained, list(request.pretrained_data), request.alpha, request.pretrained_size)
 
 
 def asked_of(request: TraceRequest) -> Any:

@@ -52,9 +52,9 @@ def assemble(
         values=found["values"],
         query_ids=tuple(query_views) if found.get("query_rows") else tuple(asked.source.ids),
         train_ids=tuple(trained.rows.ids),
-        n_train=len(trained.examples),
+        n_train=trained.total,
         columns=columns,
-        about=_with(about_of(subject, trained, asked, factors=factors, seconds=seconds), found.get("about", {}))
+        about=_with(about_of(subject, trained, asked, factors=factors, seconds=seconds), _more(trained, found))
         | {"quarantine": [asdict(q) for q in quarantine]},
         per_layer=found.get("per_layer"),
         layer_names=tuple(found["layers"]) if found.get("per_layer") is not None else (),
@@ -64,6 +64,18 @@ def assemble(
         lexical=lexical_of(subject, query_views, views, columns),
         **{name: found[name] for name in CLOSER if name in found},
     )
+
+
+def _more(trained: Material, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the scoring adds, and the record of the training."""
+    more = dict(found.get("about", {}))
+    if trained.recorded is None:
+        return more
+    return {
+        **more,
+        "training": trained.recorded.about(),
+        "warnings": [*more.get("warnings", ()), *trained.recorded.warnings],
+    }
 
 
 def _with(about: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

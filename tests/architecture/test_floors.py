@@ -56,7 +56,7 @@ EXTRAS = {"matplotlib", "faiss"}
 
 TORCH_FREE = ("errors", "results", "watch", "report")
 HEAVY = ("transformers", "datasets", "peft")
-MAY_LOAD_HEAVY = ("tasks", "gradients.layers", "api", "loading", "cli", "demo", "unrolled")
+MAY_LOAD_HEAVY = ("tasks", "gradients.layers", "api", "loading", "cli", "demo", "callback")
 
 
 def _inside(name: str, places: tuple[str, ...]) -> bool:
