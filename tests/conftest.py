@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from reference.models import in_double
 from whence.tasks.base import Example
@@ -49,6 +49,26 @@ def gpt2(*, seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(vocab_size=VOCAB, n_embd=12, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
     return GPT2LMHeadModel(config).double()
+
+
+def mixtral(*, seed: int = 0) -> MixtralForCausalLM:
+    """A mixture of four experts, two for each token, their weights in 3-D parameters."""
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=10,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    model = MixtralForCausalLM(config)
+    model.set_experts_implementation("eager")  # the grouped product has no float64
+    return model.double()
 
 
 def examples(count: int, *, seed: int = 0, prompts: bool = True, shortest: int = 3, longest: int = 11) -> list[Example]:

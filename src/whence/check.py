@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from whence.gradients.layers import Layer, Layers
+from whence.gradients.layers import Layer, Layers, matrix_of, parameters_of
 from whence.gradients.source import LiveGradients
 from whence.scores.score import collect
 from whence.tasks.base import Batch, Example, Task, device_of, move
@@ -107,8 +107,8 @@ def tokens(checked: Checked) -> Finding:
         losses_T = cast("Any", checked.task).token_losses(checked.task.outputs(checked.model, batch), batch)[0]
         places = losses_T.nonzero().flatten()
         groups = [g for g in places.tensor_split(min(GROUPS, len(places))) if len(g)]
-        weights = _parameters(layer)
-        parts = [_matrix(layer, torch.autograd.grad(losses_T[g].sum(), weights, retain_graph=True)) for g in groups]
+        weights = parameters_of(layer)
+        parts = [matrix_of(layer, torch.autograd.grad(losses_T[g].sum(), weights, retain_graph=True)) for g in groups]
     error = _distance(_gradients(checked, [example])[layer.name], torch.stack(parts).sum(0))
     what = f"the gradients of {len(places)} tokens, taken in {len(groups)} parts,"
     return _judged(
@@ -249,28 +249,14 @@ def _autograd(checked: Checked, layer: Layer, example: Example) -> Tensor:
     batch = _batch(checked, [example])
     with _trainable(layer):
         loss = checked.task.losses(checked.task.outputs(checked.model, batch), batch).sum()
-        return _matrix(layer, torch.autograd.grad(loss, _parameters(layer)))
-
-
-def _parameters(layer: Layer) -> list[nn.Parameter]:
-    module = layer.modules[0]
-    names = ("weight", "bias") if layer.bias else ("weight",)
-    return [cast("nn.Parameter", getattr(module, name)) for name in names]
-
-
-def _matrix(layer: Layer, grads: Sequence[Tensor]) -> Tensor:
-    """O x I from a module's own layout; oriented by class, as in ``gradients.layers``. The bias is the last column."""
-    weight = grads[0].flatten(1)
-    if any(cls.__name__ == "Conv1D" for cls in type(layer.modules[0]).__mro__):
-        weight = weight.T
-    return torch.cat([weight, grads[1][:, None]], dim=1) if layer.bias else weight
+        return matrix_of(layer, torch.autograd.grad(loss, parameters_of(layer)))
 
 
 class _trainable:  # noqa: N801 - used as a context manager only
     """The layer's parameters take gradients inside the block, whatever the user had set."""
 
     def __init__(self, layer: Layer) -> None:
-        self.before = [(p, p.requires_grad) for p in _parameters(layer)]
+        self.before = [(p, p.requires_grad) for p in parameters_of(layer)]
 
     def __enter__(self) -> None:
         for parameter, _ in self.before:

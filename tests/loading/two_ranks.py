@@ -41,6 +41,7 @@ MODELS = {
     "llama": lambda: conftest.llama().float(),
     "tied": lambda: conftest.llama(tied=True, bias=True).float(),
     "conv1d": lambda: conftest.gpt2().float(),
+    "experts": lambda: conftest.mixtral().float(),
 }
 
 

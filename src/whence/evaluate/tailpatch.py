@@ -23,6 +23,7 @@ from whence.evaluate.comparing import bars, by_mean, lead
 from whence.evaluate.journal import Journal
 from whence.evaluate.outcome import Chart, Curve, Outcome
 from whence.evaluate.statistics import Interval, mean_interval
+from whence.gradients.layers import parameters_of
 from whence.gradients.source import LiveGradients
 from whence.tasks.base import move
 from whence.watch import Silent, Watcher
@@ -154,8 +155,8 @@ def _moving(train: LiveGradients) -> list[torch.nn.Parameter]:
     """
     found = [p for p in train.model.parameters() if p.requires_grad and p.is_floating_point()]
     if not found:
-        modules = [module for layer in train.layers for module in layer.modules]
-        found = [p for module in modules for p in module.parameters(recurse=False) if p.is_floating_point()]
+        followed = {id(p): p for layer in train.layers for p in parameters_of(layer)}
+        found = [p for p in followed.values() if p.is_floating_point()]
         for p in found:
             p.requires_grad_(True)
     return found

@@ -8,6 +8,7 @@ Peculiarities, each of them a bug in some other library:
 * Padding rows are zeroed in inputs *and* gradients before the ones column of a bias is appended.
 * Modules that share one input tensor (q, k, v; gate, up) get the very same ``a`` object, so that whoever computes with
   ``a`` can reuse the result by identity.
+* Rows of an expert are the tokens routed to it: they are sorted by example, as many for each as any has.
 * Parameters do not require grad during attribution, so autograd forms no weight gradients that nobody reads.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import LayerError
+from whence.gradients.experts import grouped, unfused
 from whence.gradients.layers import Layer, Layers
 from whence.linalg.matrix_batch import Outer, concat_tokens
 
@@ -30,14 +32,15 @@ See = Callable[[str, Outer], None]
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside; everything as it was afterwards."""
+    """Evaluation mode and no parameter gradients inside, fused experts one by one; everything as it was afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for p in wanted:
         p.requires_grad_(False)
     try:
-        yield
+        with unfused(model):
+            yield
     finally:
         for p in wanted:
             p.requires_grad_(True)
@@ -130,12 +133,31 @@ class Capture:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             replaced = self._make_differentiable(output)
             output = output if replaced is None else replaced
-            if self._wanted(layer, output):
+            if not self._wanted(layer, output):
+                return replaced
+            if layer.kind.routed:
+                self._follow_routed(layer, args, output)
+            else:
                 a = self._input_rows(layer, module, args[0])
                 output.register_hook(lambda g: self._arrived(layer, self._gradient_rows(layer, module, g), a))
             return replaced
 
         return hook
+
+    def _follow_routed(self, layer: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """An expert is fed some of the batch's tokens; its second argument says which."""
+        rows, tokens = args[0].detach(), args[1]
+        if layer.bias:
+            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=-1)
+        a, count = self._grouped(layer, rows, tokens)
+        output.register_hook(
+            lambda g: self._arrived(layer, self._grouped(layer, _wide(g.detach()), tokens)[0], a, positions=count)
+        )
+
+    def _grouped(self, layer: Layer, rows: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        if self.tokens is None or self.others:
+            raise _unsorted(layer, rows, self.examples)
+        return grouped(rows, tokens, examples=self.examples, length=self.tokens, mask=self.mask)
 
     def _embedding_hook(self, layer: Layer) -> Callable[..., Tensor | None]:
         """A tied embedding's gradient is Σ_t onehot(id_t) · gradᵀ: the same sum of outer products, g and a swapped."""
@@ -203,12 +225,7 @@ class Capture:
             return tensor.reshape(self.examples, -1, tensor.shape[-1])
         if tensor.dim() == 2 and self.tokens is not None and tensor.shape[0] == self.examples * self.tokens:
             return tensor.view(self.examples, self.tokens, -1)
-        raise LayerError(
-            f"layer {layer.name} works on rows of shape {tuple(tensor.shape)} that cannot be told apart by example "
-            f"(batch of {self.examples})",
-            wanted="inputs of shape batch x ... x features",
-            try_=f"leave it out: --layers '!{layer.name}'",
-        )
+        raise _unsorted(layer, tensor, self.examples)
 
     def _masked(self, rows: Tensor) -> Tensor:
         """Zero the padding rows. Layers without the token axis (a pooled head) have no padding."""
@@ -225,10 +242,10 @@ class Capture:
         rows = nn.functional.one_hot(ids.clamp(min=0), layer.outputs).to(_wide(g).dtype) * (ids >= 0)[..., None]
         return self._masked(self._token_rows(layer, rows))
 
-    def _arrived(self, layer: Layer, g: Tensor, a: Tensor) -> None:
+    def _arrived(self, layer: Layer, g: Tensor, a: Tensor, *, positions: int | None = None) -> None:
         pending = self._pending[layer.name]
         g, a = self._drop_non_finite(g, self._wide_input(a))
-        pending.parts.append(Outer(g, a, self._positions(g)))
+        pending.parts.append(Outer(g, a, self._positions(g) if positions is None else positions))
         if len(pending.parts) == pending.expected and pending.deferred == 0:
             parts, pending.parts, pending.expected = pending.parts, [], -1
             self.see(layer.name, concat_tokens(parts))
@@ -260,6 +277,15 @@ class Capture:
         if bool(good.all()):
             return g, a
         return torch.where(good[:, None, None], g, 0.0), torch.where(good[:, None, None], a, 0.0)
+
+
+def _unsorted(layer: Layer, rows: Tensor, examples: int) -> LayerError:
+    return LayerError(
+        f"layer {layer.name} works on rows of shape {tuple(rows.shape)} that cannot be told apart by example "
+        f"(batch of {examples})",
+        wanted="inputs of shape batch x ... x features",
+        try_=f"leave it out: --layers '!{layer.name}'",
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -7,15 +7,20 @@ the mistake. Every kind shows its gradient as O x I like ``nn.Linear``; a bias i
 from __future__ import annotations
 
 import fnmatch
+import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from whence.errors import LayerError, did_you_mean
+from whence.gradients.experts import ExpertMap, expert_maps, slice_of
 
+# Share of the parameters outside embeddings and head below which layers must be asked for by name.
+LEAST_SIGHT = 0.5
 Tokens = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -28,12 +33,14 @@ class LayerKind:
         inputs: (module, input tensor) -> B x ... x I token rows.
         outputs: (module, output gradient) -> B x ... x O token rows.
         shares_inputs: whether the rows are the input tensor itself, so that modules fed the same tensor share them.
+        routed: whether the module is fed some of the batch's tokens, and told which (an expert).
     """
 
     size: Callable[[nn.Module], tuple[int, int]]
     inputs: Tokens
     outputs: Tokens
     shares_inputs: bool = True
+    routed: bool = False
 
 
 def _same(_module: nn.Module, tensor: Tensor) -> Tensor:
@@ -73,6 +80,7 @@ KINDS: Mapping[type[nn.Module], LayerKind] = {
     nn.Conv2d: LayerKind(
         lambda m: (_weight_shape(m)[0], _weight_shape(m)[1:].numel()), _conv_inputs, _conv_outputs, False
     ),
+    ExpertMap: LayerKind(lambda m: (int(m.out_features), int(m.in_features)), _same, _same, False, True),  # type: ignore[arg-type]
 }
 
 
@@ -150,19 +158,28 @@ def find_layers(model: nn.Module, patterns: Sequence[str] = ()) -> Layers:
             never the vocabulary head, which must be named.
 
     Raises:
-        LayerError: a pattern that matches nothing (near matches are listed), or no layer at all.
+        LayerError: a pattern that matches nothing (near matches are listed), no layer at all, or, unless patterns name
+            the layers, less than half of the parameters outside embeddings and head in maps that can be followed.
     """
     candidates = _candidates(model)
     if not candidates:
         kinds = ", ".join(cls.__name__ for cls in KINDS)
         raise LayerError(f"{type(model).__name__} has no linear maps", wanted=f"at least one of: {kinds}")
     chosen = _choose(model, candidates, patterns)
-    layers = _merge_shared(model, chosen, candidates)
-    return _with_coverage(model, layers)
+    layers = _with_coverage(model, _merge_shared(model, chosen, candidates))
+    if not any(not p.startswith("!") for p in patterns):
+        _check_sight(model, layers)
+    return layers
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if kind_of(m) is not None}
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if kind_of(module) is not None:
+            found[name] = module
+        for parameter, maps in expert_maps(module).items():
+            found |= {f"{name}.{parameter}.{n}": expert for n, expert in enumerate(maps)}
+    return found
 
 
 def _choose(model: nn.Module, candidates: Mapping[str, nn.Module], patterns: Sequence[str]) -> list[str]:
@@ -207,8 +224,12 @@ def _is_adapter(name: str) -> bool:
 
 def _inside_blocks(model: nn.Module, name: str) -> bool:
     """Whether some ancestor is an entry of an ``nn.ModuleList``: how every transformer stacks its blocks."""
-    parts = name.split(".")
-    return any(isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in range(1, len(parts)))
+    module: Any = model
+    for part in name.split(".")[:-1]:
+        module = getattr(module, part)
+        if isinstance(module, nn.ModuleList):
+            return True
+    return False
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -222,11 +243,14 @@ def _merge_shared(model: nn.Module, names: Iterable[str], candidates: Mapping[st
     seen: set[int] = set()
     for name in names:
         module = candidates[name]
+        if isinstance(module, ExpertMap):
+            layers[name] = _layer(name, (module,), ())
+            continue
         weight = module.weight
         if id(weight) in seen:
             continue
         seen.add(id(weight))
-        sharing = tuple(m for m in candidates.values() if m.weight is weight)
+        sharing = tuple(m for m in candidates.values() if not isinstance(m, ExpertMap) and m.weight is weight)
         layers[name] = _layer(name, sharing, tuple(e for e in embeddings if e.weight is weight))
     return layers
 
@@ -252,17 +276,63 @@ def _layer(name: str, modules: tuple[nn.Module, ...], embeddings: tuple[nn.Embed
     return Layer(name, modules, kind, outputs, inputs + bias, bias, embeddings)
 
 
+def _check_sight(model: nn.Module, layers: Layers) -> None:
+    """Refuse to speak for a model most of whose parameters cannot be seen (experts of an unknown kind, say).
+
+    Embeddings and the vocabulary head do not count: they are left out by choice, and said so.
+
+    Raises:
+        LayerError: names what is not followed.
+    """
+    outside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    outside |= {id(p) for p in getattr(_head(model), "parameters", tuple)()}
+    inside = {name: p.numel() for name, p in model.named_parameters() if id(p) not in outside}
+    unseen = [(name, count) for name, count in layers.uncovered if name in inside]
+    share = 1 - sum(count for _, count in unseen) / max(1, sum(inside.values()))
+    if share < LEAST_SIGHT and not any(_is_adapter(name) for name in layers.names):
+        stem = os.path.commonpath([name.replace(".", "/") for name in layers.names]).replace("/", ".")
+        raise LayerError(
+            f"only {share:.1%} of this {type(model).__name__} can be followed (embeddings and head aside); not: "
+            + ", ".join(f"{name} ({count:,})" for name, count in unseen[:3]),
+            wanted=f"at least {LEAST_SIGHT:.0%}, or layers that you name",
+            try_=f"--layers '{f'{stem}.*' if stem else '*'}' to attribute to what can be followed",
+        )
+
+
+def parameters_of(layer: Layer) -> list[nn.Parameter]:
+    """The parameters whose gradients ``matrix_of`` makes the layer's matrix from; an expert's are its block's."""
+    module = layer.modules[0]
+    if isinstance(module, ExpertMap):
+        return module.fused
+    names = ("weight", "bias") if layer.bias else ("weight",)
+    return [cast("nn.Parameter", getattr(module, name)) for name in names]
+
+
+def matrix_of(layer: Layer, grads: Sequence[Tensor]) -> Tensor:
+    """O x I from gradients of ``parameters_of``, oriented by class. The bias is the last column."""
+    module = layer.modules[0]
+    parts = slice_of(module, list(grads)) if isinstance(module, ExpertMap) else list(grads)
+    weight = parts[0].T if isinstance(module, Conv1D) else parts[0].flatten(1)
+    return torch.cat([weight, parts[1][:, None]], dim=1) if layer.bias else weight
+
+
 def _with_coverage(model: nn.Module, layers: dict[str, Layer]) -> Layers:
     adapter = any(_is_adapter(n) for n in layers)
-    followed = {id(p) for layer in layers.values() for p in layer.modules[0].parameters(recurse=False)}
+    followed: dict[int, int] = {}  # id of a parameter -> how many of its numbers are followed
+    for layer in layers.values():
+        module = layer.modules[0]
+        shared = len(module.fused[0]) if isinstance(module, ExpertMap) else 1
+        own = module.fused if isinstance(module, ExpertMap) else module.parameters(recurse=False)
+        for p in own:
+            followed[id(p)] = followed.get(id(p), 0) + p.numel() // shared
     rest: dict[str, int] = {}
     total = 0
     for name, parameter in model.named_parameters():
         if adapter and not parameter.requires_grad and "lora_" not in name:
             continue  # the frozen base of an adapter was not trained
         total += parameter.numel()
-        if id(parameter) not in followed:
-            rest[name] = parameter.numel()
+        if left := parameter.numel() - followed.get(id(parameter), 0):
+            rest[name] = left
     covered = 1 - sum(rest.values()) / max(1, total)
     largest = tuple(sorted(rest.items(), key=lambda item: -item[1]))
     notes = (

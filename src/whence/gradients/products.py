@@ -224,6 +224,12 @@ def _no_second_derivative(what: str) -> LayerError:
 def _weights(layer: Layer) -> list[Tensor]:
     """The parameters that make up the layer's matrix: the weight, and the bias where there is one."""
     module = layer.modules[0]
+    if layer.kind.routed:
+        raise LayerError(
+            f"layer {layer.name} is one expert of a fused mixture",
+            wanted="whole parameters: curvature products differentiate by them",
+            try_=f"--layers '!{layer.name.rpartition('.')[0]}.*', or a method without curvature products (ekfac)",
+        )
     found = [module.weight, module.bias] if layer.bias else [module.weight]
     return [p for p in found if isinstance(p, Tensor)]
 
