@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import torch
 
 import whence
 from folders import animal_rows, model_folder, tiny_llama, word_tokenizer, write_rows
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import FitOptions, fit
+from whence.curvature.implied import implied_damping
 from whence.errors import DataError, OptionError, StoreError
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
@@ -236,3 +240,36 @@ def test_a_file_that_changes_meanwhile_costs_nothing_but_is_told(tmp_path: Path)
     assert any("changed while the run" in said for said in found.about["warnings"])
     untouched = whence.attribute(live(), train=animal_rows(), query=QUESTION)
     assert not any("changed" in said for said in untouched.about["warnings"])
+
+
+def test_the_damping_that_training_implies(tmp_path: Path) -> None:
+    """Measured from the starting model's folder; the same as handing in what was measured; kept with the run."""
+    start, tokenizer = live()
+    base = model_folder(tmp_path / "base")
+    model = copy.deepcopy(start)
+    tuned = torch.optim.SGD(model.parameters(), lr=0.05)
+    encode = CausalLM(tokenizer, max_length=32).encode
+    rows = [encode(row) for row in read_rows(animal_rows(), options=ReadOptions(source="train")).rows]
+    task = CausalLM(tokenizer, max_length=32)
+    for _ in range(5):
+        tuned.zero_grad()
+        batch = task.collate(rows)
+        task.losses(task.outputs(model, batch), batch).mean().backward()
+        tuned.step()
+    given = {"train": animal_rows(), "query": QUESTION, "method": "ekfac_cg:steps=4"}
+    found = whence.attribute((model, tokenizer), damping=f"implied:{base}", out=tmp_path / "run", **given)
+    source = LiveGradients(
+        model, task, rows, plan_batches([e.length for e in rows], token_budget=4096), find_layers(model)
+    )
+    measured = implied_damping(source, start)
+    assert measured.value > 0
+    again = whence.attribute((model, tokenizer), damping=measured, **given)
+    np.testing.assert_allclose(found.values, again.values, rtol=1e-6)
+    fit_record = json.loads((tmp_path / "run" / "run.json").read_text())["fit"]
+    amounts = fit_record["solves"][0]["damping_per_layer"]
+    assert amounts == pytest.approx({name: max(a, amounts[name]) for name, a in measured.layers}, rel=1e-5)
+    other = whence.attribute((model, tokenizer), **given)
+    assert other.about["damping"] == "relative:10"  # for want of evidence
+    assert whence.attribute((model, tokenizer), damping=0.1, **given).about["damping"] == "relative:0.1"
+    with pytest.raises(OptionError, match="over checkpoints"):
+        whence.attribute((model, tokenizer), damping=f"implied:{base}", checkpoints=str(tmp_path), **given)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from whence.assemble import assemble, manifest
 from whence.check import Checked, Finding, examine
 from whence.checkpointed import attribute_checkpoints
 from whence.curvature.base import Factors, Method, Problem, get_method
-from whence.dampings import read_study
+from whence.dampings import IMPLIED, read_study, settled
 from whence.errors import OptionError
-from whence.linalg.damping import Damping, parse_damping
+from whence.linalg.damping import Damping, parse_damping, relative
 from whence.linalg.operators import Operator
 from whence.options import TraceOptions, TraceRequest, command_line, trace_options
 from whence.pipeline import open_rows, open_subject
@@ -148,6 +148,7 @@ def self_influence(
     subject = open_subject(model, ask.options, ask.watch, task=ask.task)
     material = open_rows(subject, train, what="train")
     problem = Problem(material.source, ask.options.fisher, ask.options.seed)
+    ask = replace(ask, damping=settled(ask, subject, material))
     operator = ask.method.operator(fitted(ask, material, None)[0], problem)
     visitor = SelfInfluence(blocks_of(operator.power(-1, ask.damping), ask.method))
     with counted(ask.watch, "self-influence", len(material.examples)) as count:
@@ -176,17 +177,39 @@ def _resolve(
     given, task, before = named.get("method"), named.get("task"), named.pop("pretraining", None)
     if isinstance(given, Method):
         named["method"] = given.spec
-    if isinstance(named.get("damping"), Damping):
-        named["damping"] = str(named["damping"])
+    measured_before = named["damping"] if isinstance(named.get("damping"), Damping) else None
+    if measured_before is not None:
+        named["damping"] = str(measured_before)
     if task is not None and not isinstance(task, str):
         named.pop("task")
     settings, study = _studied(trace_options(options, **named))
     method = given if isinstance(given, Method) else get_method(settings.method)
-    if settings.normalise == "none":
-        settings = settings.model_copy(update={"normalise": method.normalise})
+    settings = _with_defaults(settings, method)
     own_task = None if isinstance(task, str) else task
     before = Pretraining(**before) if isinstance(before, Mapping) else before
-    return _Ask(method, parse_damping(settings.damping), settings, own_task, watch or Silent(), before, study)
+    damping = measured_before or _damping_for_now(settings, before is not None)
+    return _Ask(method, damping, settings, own_task, watch or Silent(), before, study)
+
+
+def _with_defaults(settings: TraceOptions, method: Method) -> TraceOptions:
+    """The method's own choices where the user made none."""
+    own = {"normalise": method.normalise} if settings.normalise == "none" else {}
+    if method.damping and "damping" not in settings.model_fields_set:
+        own["damping"] = method.damping
+    return settings.model_copy(update=own)
+
+
+def _damping_for_now(settings: TraceOptions, staged: bool) -> Damping:
+    """The damping as far as it is known before the model is: one that is to be measured is the customary one yet."""
+    if not settings.damping.startswith(IMPLIED):
+        return parse_damping(settings.damping)
+    if staged or settings.checkpoints:
+        raise OptionError(
+            f"damping {settings.damping} over {'two stages' if staged else 'checkpoints'}",
+            wanted="one training, from a starting model to the model",
+            try_="--damping relative:0.1",
+        )
+    return relative()
 
 
 def _studied(options: TraceOptions) -> tuple[TraceOptions, Mapping[str, Any] | None]:
@@ -280,6 +303,7 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         trained = open_rows(subject, train, what="train")
         asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
         asked = measured(ask, asked)
+        ask = replace(ask, damping=settled(ask, subject, trained))
     with _timed(seconds, "queries"):
         check_losses(asked)
         probe = collect(asked.source.sample(PROBES))

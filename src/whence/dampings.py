@@ -15,6 +15,7 @@ import torch
 
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import FitOptions, fit
+from whence.curvature.implied import implied_damping
 from whence.errors import DataError, OptionError, ResourceError, WhenceError
 from whence.evaluate import bank
 from whence.evaluate.damping import DAMPINGS, DampingStudy, Evidence, Sweep, parse_dampings, study, sweep
@@ -23,14 +24,16 @@ from whence.evaluate.references import dense_reference, lds_reference, pbrf_refe
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.matrix_batch import Full, MatrixBatch
 from whence.options import SweepOptions, TraceOptions
-from whence.pipeline import Material, open_rows, open_subject
+from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.report.damping import STUDY_FORMAT, render_damping
 from whence.scores.score import Queries, collect
 from whence.scoring import counted
+from whence.stages import Ask
 from whence.store import atomic
 from whence.watch import Silent, Watcher
 
 MOST_NUMBERS = 1 << 28  # gradient entries kept at once: 1 GB in float32
+IMPLIED = "implied:"  # followed by the model that training started from
 ROUGH = PbrfSettings(steps=4, tolerance=1e-3)  # enough for a rank correlation
 MOST_BYTES = 64 << 20  # of a study file
 
@@ -75,6 +78,27 @@ def choose_damping(
     evidence = _evidence(swept, (trained, asked), queries=queries, rows=rows, tried=tried, watch=watch)
     about = {"method": options.method, "fisher": options.fisher, "fit": dict(factors.about), "model": str(model)[:200]}
     return study(swept, evidence, about)
+
+
+def settled(ask: Ask, subject: Subject, trained: Material) -> Damping:
+    """The damping that was asked for; ``implied:MODEL`` is measured now, with one pass over the rows.
+
+    Raises:
+        ModelError: a starting model that cannot be loaded, of another shape, or the very same weights.
+    """
+    place = ask.options.damping.removeprefix(IMPLIED)
+    if ask.damping.layers or place == ask.options.damping:
+        if place == ask.method.damping:
+            said = f"{place}, for want of evidence; implied:MODEL measures it from the model that training started from"
+            ask.watch.note("damping", f"damping   {said}")
+        return ask.damping
+    start = open_subject(place, ask.options, Silent(), task=subject.task)
+    with counted(ask.watch, "damping", len(trained.examples)) as count:
+        found = implied_damping(trained.source.with_progress(count), start.loaded.model)
+    amounts = [amount for _, amount in found.layers]
+    said = f"{found.value:.3g}, by layer {min(amounts):.3g} to {max(amounts):.3g}"
+    ask.watch.note("damping", f"damping   implied by the training from {place}: {said}", layers=dict(found.layers))
+    return found
 
 
 def _kept_rows(trained: Material, queries: Queries, tried: SweepOptions, watch: Watcher) -> Queries:

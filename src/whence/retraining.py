@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from whence.curvature.ekfac_cg import UNMEASURED
+from whence.curvature.implied import implied_damping
 from whence.errors import DataError, OptionError
 from whence.evaluate.bank import Bank, Design, Plan, open_bank, parse_subsets, train_members
 from whence.evaluate.command import CommandTrainer
-from whence.evaluate.contenders import EVERYONE, contenders, parse_contender
+from whence.evaluate.contenders import EVERYONE, IMPLIED, contenders, parse_contender
 from whence.evaluate.lds import board, lds_outcome
 from whence.evaluate.loo import changes, left_out, loo_outcome
 from whence.evaluate.outcome import Outcome
@@ -39,8 +41,9 @@ from whence.options import read_config
 from whence.pipeline import Material
 from whence.watch import Silent, Watcher
 
-# the quality mode with few steps, for the sake of time, and with the damping that it needs (docs/studies/lds_board.md)
-LDS = ("ekfac_cg:steps=3@relative:10", "ekfac", "kfac", *(name for name in EVERYONE if name != "ekfac"))
+# the quality mode with few steps, for the sake of time, and with the damping that the training itself implies
+QUALITY = "ekfac_cg:steps=3@"
+LDS = ("ekfac", "kfac", *(name for name in EVERYONE if name != "ekfac"))
 LOO = ("ekfac", "dot", "cosine", "bm25", "random")
 REMOVAL = ("ekfac", "relative:ekfac", "dot", "bm25", "activation", "random")
 RELATIVE_SIZE = ("identity", "projected", "trackstar", "trak")  # methods whose scores are in no unit of their own
@@ -98,8 +101,15 @@ class Ready:
         return bank
 
     def scores(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Everybody's scores at the model."""
-        return contenders(names, self.opened.train.source, self.opened.asked.source, self.opened.contest)
+        """Everybody's scores at the model.
+
+        Raises:
+            OptionError: ``@implied`` without a base.
+        """
+        contest, source = self.opened.contest, self.opened.train.source
+        if isinstance(self.trainer, BatchedTrainer) and any(parse_contender(name).measured for name in names):
+            contest = replace(contest, implied=implied_damping(source, self.trainer.start(0)))
+        return contenders(names, source, self.opened.asked.source, contest)
 
     def about(self, model: Any) -> dict[str, Any]:
         """Settings, versions and machine, with the training's own."""
@@ -237,7 +247,8 @@ def lds(
         WhenceError: as ``whence.attribute``; a bank that does not match.
     """
     everything = ready(model, train=train, query=query, how=how, watch=watch or Silent())
-    return judged_lds(everything, subsets=subsets, names=how.terms.contenders or LDS, model=model)
+    names = how.terms.contenders or (QUALITY + (UNMEASURED if how.base is None else IMPLIED), *LDS)
+    return judged_lds(everything, subsets=subsets, names=names, model=model)
 
 
 def judged_lds(everything: Ready, *, subsets: str | int, names: Sequence[str], model: Any = None) -> Outcome:

@@ -14,8 +14,8 @@ from folders import WORDS, word_tokenizer
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 METHODS = (
-    "ekfac_cg:steps=2@relative:10",
-    "ekfac_cg:steps=2",
+    "ekfac_cg:steps=3@implied",
+    "ekfac_cg:steps=3",
     "ekfac",
     "kfac",
     "dot",
@@ -44,7 +44,6 @@ def data(tmp_path) -> Path:
 
 
 def test_it_runs_and_writes_its_page(study, data, monkeypatch):
-    monkeypatch.setattr(study, "QUALITY", "ekfac_cg:steps=2@relative:10")
     monkeypatch.setattr(study, "PROJECTED", ("projected:size=4",))
     sizes = {"rows": 12, "questions": 3, "tokens": 8, "subsets": 4, "base_passages": 24, "epochs": 1.0, "batch": 4}
     config = study.Config(**sizes, seeds=2)
@@ -52,7 +51,7 @@ def test_it_runs_and_writes_its_page(study, data, monkeypatch):
     assert {s.name for s in found["board"].standings} == set(METHODS)
     record = study.page(config, found, study._page.circumstances(config, 1.0), data / "docs")
     assert set(record["bars"]) == {
-        "ekfac_cg:steps=2@relative:10 at least ekfac",
+        "ekfac_cg:steps=3@implied at least ekfac",
         "ekfac at least kfac",
         "ekfac clearly above dot",
         "ekfac clearly above cosine",

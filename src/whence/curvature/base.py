@@ -154,6 +154,7 @@ class Method:
         begin: layer sizes -> tensors known before any row is read (a projection).
         measure: the query's task -> the task whose measurement this method explains (TRAK: a margin).
         normalise: what scores are divided by unless the user asks for something else.
+        damping: what it is damped by unless the user says; "" = the customary relative:0.1.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Method:
     begin: Callable[[Mapping[str, tuple[int, int]]], LayerTensors] = lambda _sizes: {}
     measure: Callable[[Task], Task] = lambda task: task
     normalise: str = "none"
+    damping: str = ""
 
     @property
     def spec(self) -> str:

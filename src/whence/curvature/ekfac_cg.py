@@ -8,6 +8,7 @@ ten times more. Here it is mixed with EK-FAC instead, by a share found on held-o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +22,13 @@ from whence.curvature.implicit import (
     MatrixProducts,
     Shift,
     Solver,
+    layer_shift,
     means_of,
     on_flat,
     products_of,
 )
 from whence.curvature.shrinkage import Mixture, Share, choose_share
+from whence.curvature.together import Together, search_space
 from whence.errors import OptionError
 from whence.gradients.fisher import gradient_rows
 from whence.linalg.damping import Damping
@@ -33,6 +36,9 @@ from whence.linalg.iterative import Apply, block_conjugate_gradient, conjugate_g
 from whence.linalg.operators import Blocks
 
 Search = Literal["single", "shared"]
+# Ten times the mean eigenvalue (A11, docs/studies/lds_board.md): for want of evidence. ``implied:MODEL`` measures it.
+UNMEASURED = "relative:10"
+DEPTH = 3  # Krylov blocks of a sweep over dampings
 PROBES = 8  # rows outside the fixed ones whose gradients choose the share
 
 
@@ -80,12 +86,21 @@ def method(
 
     def operator(factors: Factors, problem: Problem) -> Implicit:
         products = products_of(problem, rows=rows)
-        blocks = ekfac.blocks(factors.tensors)
+        blocks, means = ekfac.blocks(factors.tensors), means_of(factors)
 
         def inverter(damping: Damping, shift: Shift) -> Solver:
             return _Solve(settings, problem, products, blocks, damping, shift)
 
-        return Implicit(products, means_of(factors), inverter)
+        def together(dampings: Sequence[Damping], rhs_KD: Tensor) -> Together:
+            middle = dampings[len(dampings) // 2]
+            shift = layer_shift(middle, means, products.layout, rhs_KD)
+            solves = [_Solve(settings, problem, products, blocks, each, shift) for each in dampings]
+            chosen = sorted({0, len(dampings) // 2, len(dampings) - 1})
+            matrix = solves[len(dampings) // 2].mixed()[0]
+            space = search_space(matrix, [solves[n].inverse(-1) for n in chosen], rhs_KD, depth=DEPTH)
+            return Together(products.layout, means, *space)
+
+        return Implicit(products, means, inverter, together)
 
     return Method(
         name="ekfac_cg",
@@ -96,6 +111,7 @@ def method(
         exact_when="converged with every row in the fixed set: the damped Gauss-Newton influence itself",
         stages=ekfac.METHOD.stages,
         operator=operator,
+        damping=UNMEASURED,
     )
 
 
@@ -111,22 +127,27 @@ class _Solve:
     shift: Shift
 
     def __call__(self, rhs_KD: Tensor) -> Answer:
-        settings, share = self.settings, self.share()
-        structured = on_flat(self.blocks, self.products.layout)
-
-        def mixed(x_KD: Tensor) -> Tensor:
-            own_KD = self.products.apply(x_KD)
-            return own_KD if share.value == 1 else share.value * own_KD + (1 - share.value) * structured(x_KD)
-
+        settings = self.settings
+        mixed, share = self.mixed()
         limits = {"tolerance": settings.tolerance, "max_steps": settings.steps}
         if settings.search == "shared":
-            half = self._inverse(-0.5)
+            half = self.inverse(-0.5)
             found = block_conjugate_gradient(self.shift.damped(mixed), rhs_KD, half_precondition=half, **limits)
         else:
-            found = conjugate_gradient(self.shift.damped(mixed), rhs_KD, precondition=self._inverse(-1), **limits)
+            found = conjugate_gradient(self.shift.damped(mixed), rhs_KD, precondition=self.inverse(-1), **limits)
         found.require("max_steps", "stalled")
         about = {"rows": self.products.rows, "note": self.products.note, **share.report()}
         return found.x_KD, {**found.report(), **about}
+
+    def mixed(self) -> tuple[Apply, Share]:
+        """The matrix to be solved with, undamped, and the share of the rows' own one in it."""
+        share, structured = self.share(), on_flat(self.blocks, self.products.layout)
+
+        def apply(x_KD: Tensor) -> Tensor:
+            own_KD = self.products.apply(x_KD)
+            return own_KD if share.value == 1 else share.value * own_KD + (1 - share.value) * structured(x_KD)
+
+        return apply, share
 
     def share(self) -> Share:
         """As set, or 1 with every row, or chosen on held-out rows."""
@@ -140,10 +161,11 @@ class _Solve:
             return Share(0.5, {}, "one batch cannot be split into halves: an even mixture")
         halves = [self.shift.on_live(self.products.on(numbers[n::2]).apply) for n in (0, 1)]
         structured = self.shift.on_live(on_flat(self.blocks, self.products.layout))
-        mixture = Mixture(halves, structured, self._inverse(-1), self.shift.shift_D)
+        mixture = Mixture(halves, structured, self.inverse(-1), self.shift.shift_D)
         return choose_share(mixture, self._probes() * self.shift.live_D)
 
-    def _inverse(self, exponent: float) -> Apply:
+    def inverse(self, exponent: float) -> Apply:
+        """EK-FAC's damped power: the preconditioner."""
         return on_flat(self.blocks.power(exponent, self.damping), self.products.layout)
 
     def _probes(self) -> Tensor:

@@ -8,7 +8,7 @@ scale (the mean eigenvalue, trace / size) is measured by ``TRACE``, one cheap pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,7 +101,7 @@ def layer_shift(damping: Damping, means: Mapping[str, float], layout: Layout, li
             wanted="relative or absolute damping",
             try_=f"relative:{damping.value:g}",
         )
-    amounts = {n: damping.value * (1.0 if damping.kind == "absolute" else means[n]) for n in means}
+    amounts = {n: damping.of(n).size(means[n]) if means[n] > 0 or damping.kind == "absolute" else 0.0 for n in means}
     live = {n: float(amount > 0) for n, amount in amounts.items()}
     finite = {n: amount if amount > 0 else 1.0 for n, amount in amounts.items()}
     reported = {n: amount if amount > 0 else math.inf for n, amount in amounts.items()}
@@ -147,11 +147,13 @@ class Implicit:
         products: the matrix.
         means: mean eigenvalue per layer, for relative damping.
         inverter: how to invert it.
+        together: several dampings and the vectors to be solved for -> the inverses of all of them at the price of one.
     """
 
     products: MatrixProducts
     means: Mapping[str, float]
     inverter: Inverter
+    together: Callable[[Sequence[Damping], Tensor], Operator] | None = None
 
     def apply(self, x: Gradients) -> dict[str, MatrixBatch]:
         return unpacked(self.products.layout, self.products.apply(packed(self.products.layout, x)))

@@ -101,7 +101,7 @@ def _krylov(mixture: Mixture, probes_PD: Tensor, depth: int) -> tuple[Tensor, li
     images: list[list[Tensor]] = [[] for _ in mixture.halves]
     fresh_PD = mixture.inverse(probes_PD)
     for _ in range(depth):
-        fresh_PD = _orthonormal(fresh_PD, blocks)
+        fresh_PD = orthonormal(fresh_PD, blocks)
         if not len(fresh_PD):
             break
         blocks.append(fresh_PD)
@@ -111,7 +111,7 @@ def _krylov(mixture: Mixture, probes_PD: Tensor, depth: int) -> tuple[Tensor, li
     return torch.cat(blocks), [torch.cat(kept) for kept in images]
 
 
-def _orthonormal(fresh_PD: Tensor, blocks: list[Tensor]) -> Tensor:
+def orthonormal(fresh_PD: Tensor, blocks: list[Tensor]) -> Tensor:
     """Rows spanning what is new in ``fresh_PD``; dependent rows are dropped."""
     fresh_PD = fresh_PD / torch.linalg.vector_norm(fresh_PD, dim=1, keepdim=True).clamp_min(1e-30)
     for _ in range(2):

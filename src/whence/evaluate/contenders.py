@@ -2,7 +2,8 @@
 
 A name is one of
 
-- a method as everywhere: ``ekfac``, ``ekfac_cg:steps=20``; with ``@`` its own damping: ``ekfac@relative:0.01``;
+- a method as everywhere: ``ekfac``, ``ekfac_cg:steps=20``; with ``@`` its own damping: ``ekfac@relative:0.01``, or
+  ``@implied``: the pull that the training itself implies, where the model that it started from is known;
 - ``relative:``, ``theta:`` or ``cosine:`` before it, which divides by a length; ``cosine`` alone is the cosine of plain
   gradients, ``dot`` the plain gradient dot product;
 - a baseline: ``random``, ``bm25``, ``tfidf``, ``length``, ``embedding``, ``activation``, ``gradient_norm``, ``loss``;
@@ -30,6 +31,7 @@ from whence.scores.sinks import AllScores
 from whence.watch import Silent, Watcher
 
 NORMALISERS = ("relative", "theta", "cosine")
+IMPLIED = "implied"
 SHORT = {"dot": "identity", "cosine": "cosine:identity"}  # customary names
 PROBES = 8  # query gradients for the split-half check of a fit
 EVERYONE = (
@@ -47,6 +49,7 @@ class Contest:
         fisher, fit_rows, seed: of the fits; the seed also of ``random`` and ``shuffled``.
         query_texts, row_texts: what word overlap and ``length`` look at; empty = these take no part.
         watch: hears about progress.
+        implied: the damping that ``@implied`` stands for.
     """
 
     damping: str = "relative:0.1"
@@ -56,6 +59,7 @@ class Contest:
     query_texts: tuple[str, ...] = ()
     row_texts: tuple[str, ...] = ()
     watch: Watcher = field(default_factory=Silent)
+    implied: Damping | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Contender:
         method: method spec (of ``method``), or whom ``shuffled`` shuffles ("" = the first method).
         normalise: what to divide by, or ``none``.
         damping: its own, or None.
+        measured: whether it wants the implied damping.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Contender:
     method: str = ""
     normalise: str = "none"
     damping: Damping | None = None
+    measured: bool = False
 
 
 def parse_contender(name: str) -> Contender:
@@ -100,9 +106,9 @@ def parse_contender(name: str) -> Contender:
             wanted=f"a method, or one of {', '.join((*TEXT, *MODEL, SHUFFLED))}",
             try_=error.try_,
         ) from error
-    return Contender(
-        name, "method", spec, method.normalise if how == "none" else how, parse_damping(damping) if at else None
-    )
+    how = method.normalise if how == "none" else how
+    own = None if not at or damping == IMPLIED else parse_damping(damping)
+    return Contender(name, "method", spec, how, own, at != "" and damping == IMPLIED)
 
 
 def contenders(
@@ -124,7 +130,7 @@ def contenders(
         OptionError: an unknown name, or a normaliser for a method without per-layer inverse.
     """
     contest = contest or Contest()
-    parsed = [parse_contender(name) for name in dict.fromkeys(names)]
+    parsed = [with_implied(parse_contender(name), contest) for name in dict.fromkeys(names)]
     check_shuffled(parsed)
     found = dict(_baselines(parsed, train, queries, contest))
     for (spec, damping), group in grouped(parsed, parse_damping(contest.damping)).items():
@@ -134,6 +140,23 @@ def contenders(
         if whom in found and len(queries.ids) > 1:
             found[one.name] = shuffled_query(found[whom], seed=contest.seed)
     return {one.name: found[one.name] for one in parsed if one.name in found}
+
+
+def with_implied(one: Contender, contest: Contest) -> Contender:
+    """With the implied damping filled in.
+
+    Raises:
+        OptionError: it is not known.
+    """
+    if not one.measured:
+        return one
+    if contest.implied is None:
+        raise OptionError(
+            f"contender {one.name!r} without the model that training started from",
+            wanted="that model, or a number",
+            try_=f"--base ./base, or {one.name.replace('@implied', '@relative:10')}",
+        )
+    return replace(one, damping=contest.implied)
 
 
 def grouped(parsed: Sequence[Contender], damping: Damping) -> dict[tuple[str, Damping], list[Contender]]:

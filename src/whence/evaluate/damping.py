@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from whence.curvature.implicit import Implicit, packed
 from whence.errors import OptionError
 from whence.evaluate.statistics import pearson, spearman
 from whence.linalg.damping import Damping, parse_damping, relative
@@ -24,6 +25,7 @@ STABLE = 0.95  # rank correlation of neighbours from which on a ranking counts a
 PLAIN = 0.98  # rank correlation with the gradient dot product from which on there is no curvature left
 CUSTOMARY = "relative:0.1"  # Grosse et al. 2023, section 3.2
 
+RESIDUALS = "relative_residuals"  # what solvers call them in their reports
 STRENGTH = ("lds", "pbrf", "reference")  # kinds of evidence, strongest first
 
 
@@ -37,6 +39,7 @@ class Sweep:
         query_ids, train_ids: of the sample.
         scores_DLQN: shares of the layers; a score is their sum.
         plain_QN: gradient dot products, the limit of large damping.
+        residuals: how far a solver's answers are from solving their equation: the largest of the queries, per damping.
     """
 
     dampings: tuple[Damping, ...]
@@ -45,6 +48,7 @@ class Sweep:
     train_ids: tuple[str, ...]
     scores_DLQN: np.ndarray
     plain_QN: np.ndarray
+    residuals: tuple[float, ...] = ()
 
     def total_DQN(self, layers: Sequence[str] | None = None) -> np.ndarray:
         """D x Q x N scores over all or some layers."""
@@ -164,18 +168,24 @@ def sweep(
     """
     (query_ids, query_grads), (train_ids, row_grads) = queries, rows
     layers = tuple(query_grads)
-    ready = _diagonalised(operator)
+    ready = _ready(operator, dampings, query_grads)
     scores = np.empty((len(dampings), len(layers), len(query_ids), len(train_ids)))
+    residuals: list[float] = []
     for d, damping in enumerate(dampings):
-        solved = ready.power(-1, damping).apply(query_grads)
+        inverse = ready.power(-1, damping)
+        solved = inverse.apply(query_grads)
+        reports = getattr(inverse, "reports", ())
+        residuals += [max(said[RESIDUALS]) for said in reports if said.get(RESIDUALS)]
         for n, name in enumerate(layers):
             scores[d, n] = solved[name].dot(row_grads[name]).double().cpu().numpy()
     plain = sum(query_grads[name].dot(row_grads[name]).double().cpu().numpy() for name in layers)
-    return Sweep(tuple(dampings), layers, query_ids, train_ids, scores, np.asarray(plain))
+    return Sweep(tuple(dampings), layers, query_ids, train_ids, scores, np.asarray(plain), tuple(residuals))
 
 
-def _diagonalised(operator: Operator) -> Operator:
-    """Kronecker pairs in their eigenbasis: decomposed once, not once per damping."""
+def _ready(operator: Operator, dampings: Sequence[Damping], queries: Gradients) -> Operator:
+    """What all dampings share, done once: Kronecker pairs in their eigenbasis, the products of a solver."""
+    if isinstance(operator, Implicit) and operator.together is not None:
+        return operator.together(dampings, packed(operator.products.layout, queries))
     if not isinstance(operator, Blocks):
         return operator
     return Blocks({name: getattr(op, "eigen", lambda op=op: op)() for name, op in operator.layers.items()})
@@ -190,7 +200,8 @@ def study(swept: Sweep, evidence: Sequence[Evidence] = (), about: Mapping[str, A
     names = tuple(map(str, swept.dampings))
     choice = _by_evidence(names, ordered[0]) if ordered else _by_stability(names, neighbours, to_plain)
     values = tuple(d.value for d in swept.dampings)
-    sample = {"queries": len(swept.query_ids), "rows": len(swept.train_ids)}
+    sample: dict[str, Any] = {"queries": len(swept.query_ids), "rows": len(swept.train_ids)}
+    sample |= {"residuals": list(swept.residuals)} if swept.residuals else {}
     return DampingStudy(names, values, swept.layers, neighbours, to_plain, ordered, choice, {**sample, **(about or {})})
 
 

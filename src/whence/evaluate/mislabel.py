@@ -26,7 +26,7 @@ from whence.curvature.base import get_method
 from whence.errors import DataError, OptionError
 from whence.evaluate.baselines import baselines, gradient_norms, model_baselines, random_scores
 from whence.evaluate.comparing import bars
-from whence.evaluate.contenders import Contest, counter, inverse_of, parse_contender
+from whence.evaluate.contenders import Contest, counter, inverse_of, parse_contender, with_implied
 from whence.evaluate.outcome import Chart, Curve, Outcome
 from whence.evaluate.statistics import auroc, auroc_interval, share_found
 from whence.gradients.source import LiveGradients
@@ -168,7 +168,7 @@ def _inverse(
     contest: Contest,
 ) -> tuple[str, Operator]:
     """The method's name and its inverse, fitted once for all who use it."""
-    parsed = parse_contender(of)
+    parsed = with_implied(parse_contender(of), contest)
     method, damping = get_method(parsed.method), parsed.damping or parse_damping(contest.damping)
     if (method.spec, damping) not in kept:
         # a fit that stops by itself needs a question to look at; without validation rows it reads all of them

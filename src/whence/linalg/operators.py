@@ -192,7 +192,7 @@ class Blocks:
 
 def _named(name: str, op: LayerOperator, exponent: float, damping: Damping) -> LayerOperator:
     try:
-        return op.power(exponent, damping)
+        return op.power(exponent, damping.of(name))
     except CurvatureError as error:
         raise CurvatureError(f"layer {name}: {error.got}", wanted=error.wanted, try_=error.try_) from error
 
