@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -26,6 +28,7 @@ from tasks.conftest import byte_level
 from whence.tasks.base import Example, Task
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.classification import SequenceClassification
+from whence.tasks.diffusion import Diffusion
 from whence.tasks.preference import Preference
 from whence.tasks.records import Row
 from whence.tasks.regression import Regression
@@ -121,12 +124,71 @@ def pairs(start: int) -> tuple[Task, list[Example]]:
     return task, encoded(task, rows)
 
 
+def pictures(task: Diffusion, count: int = 3, **more: Any) -> list[Example]:
+    shape, rng = task.shape, np.random.default_rng(0)
+    rows = [{"image": rng.integers(0, 256, (*shape[1:], shape[0])).tolist(), **more} for _ in range(count)]
+    return encoded(task, rows)
+
+
+def unet() -> Case:
+    """Convolutions, attention and time embeddings, all followed."""
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+    )  # fmt: skip
+    task = Diffusion(alphas(), (2, 4, 4), times=3)
+    return awake(model), task, pictures(task), ("*",)
+
+
+def unet_with_captions() -> Case:
+    """LoRA on the attention of a UNet that reads captions."""
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=6, attention_head_dim=2,
+    )  # fmt: skip
+    adapter = LoraConfig(r=2, target_modules=["to_k", "to_v", "conv1"], init_lora_weights=False)
+    tuned = get_peft_model(awake(model), adapter).double().eval()  # type: ignore[arg-type]
+    words = np.random.default_rng(1).standard_normal((3, 6))
+    task = Diffusion(alphas(), (1, 4, 4), "v_prediction", times=2, condition="caption", describe=lambda _: words)
+    return tuned, task, pictures(task, text="a square"), ()
+
+
+def transformer() -> Case:
+    """A diffusion transformer that is told the class."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=2, num_layers=1, sample_size=4,
+        patch_size=2, num_embeds_ada_norm=5, norm_num_groups=1,
+    )  # fmt: skip
+    task = Diffusion(alphas(), (1, 4, 4), "sample", times=2, condition="class")
+    return awake(model), task, pictures(task, label=3), ()
+
+
+def alphas() -> tuple[float, ...]:
+    return tuple(DDPMScheduler(num_train_timesteps=40).alphas_cumprod.double().tolist())
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """In float64, without the zeros that such models begin with: their gradients would say nothing."""
+    for parameter in model.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "causal_lm": causal,
     "classification": classifier,
     "regression": regression,
     "token_classification": tagger,
     "preference": preference,
+    "diffusion-unet": unet,
+    "diffusion-captions-lora": unet_with_captions,
+    "diffusion-transformer": transformer,
     "seq2seq-t5": t5,
     "seq2seq-bart": bart,
 }

@@ -21,7 +21,15 @@ from whence.errors import ModelError, OptionError, did_you_mean
 from whence.gradients.ranks import Ranks
 from whence.loading.fingerprints import describe_model, describe_tokenizer, file_records
 from whence.loading.guards import Weights, check_complete, check_finite, check_weight_files, explained, quiet
-from whence.loading.places import HOST, check_reachable, is_adapter, pick_device, read_object, resolve
+from whence.loading.places import (
+    HOST,
+    check_reachable,
+    is_adapter,
+    is_diffusion,
+    pick_device,
+    read_object,
+    resolve,
+)
 
 REMOTE_CODE, PICKLE_WEIGHTS = "remote_code", "pickle_weights"
 ALLOWABLE = (REMOTE_CODE, PICKLE_WEIGHTS)
@@ -143,6 +151,8 @@ def _from_place(request: _Request) -> Loaded:
     folder = Path(request.place)
     if folder.is_dir() and is_adapter(folder):
         return _adapter(folder, request)
+    if folder.is_dir() and is_diffusion(folder):
+        return _diffusion(folder, request)
     if not folder.is_dir():
         check_reachable(request.place)
     with explained(request.place):
@@ -186,13 +196,42 @@ def _adapter(folder: Path, request: _Request) -> Loaded:
         "adapter": {"path": str(folder), "files": file_records(folder), "config": config},
         "tokenizer": describe_tokenizer(tokenizer),
     }
-    return Loaded(model.eval(), tokenizer, loaded.task, about)
+    return Loaded(model.eval(), tokenizer, loaded.task, about, loaded.extra)
+
+
+def _diffusion(folder: Path, request: _Request) -> Loaded:
+    """A denoiser of the diffusers library with its noise schedule."""
+    dtype = "auto" if request.dtype == "auto" else getattr(torch, request.dtype)
+    with explained(request.place):
+        device = "cpu" if request.device == HOST else request.device
+        model, extra = _diffusers().load_diffusion(folder, dtype=dtype, device=device)
+    about = {"model": {"id": request.place, "revision": None, **describe_model(model)}, "tokenizer": None}
+    about["model"]["files"] = file_records(folder)
+    return Loaded(model, None, "diffusion", about, extra)
+
+
+def _diffusers() -> Any:
+    """The part of loading that needs the diffusers library, which few have.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    try:
+        return importlib.import_module("whence.loading.diffusion")
+    except ModuleNotFoundError as error:
+        said = "pip install 'whence[diffusion]'"
+        raise ModelError("this is a diffusion model", wanted="the extra for them", try_=said) from error
 
 
 def _live(model: nn.Module, tokenizer: Any, request: _Request) -> Loaded:
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model given as {type(model).__name__}", wanted="a torch module")
     config = getattr(model, "config", None)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if type(base).__module__.startswith("diffusers.") or hasattr(tokenizer, "alphas_cumprod"):
+        check_finite(model, type(model).__name__)
+        about = {"spec": f"live {type(base).__name__}", "model": describe_model(model.eval(), digest=True)}
+        return Loaded(model, None, "diffusion", about | {"tokenizer": None}, _diffusers().describe(model, tokenizer))
     task = request.task
     if task == "auto":
         task = _task_of(config, type(model).__name__) if config is not None else "regression"

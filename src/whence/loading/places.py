@@ -40,6 +40,14 @@ def is_adapter(folder: Path) -> bool:
     return False
 
 
+def is_diffusion(folder: Path) -> bool:
+    """Does this folder hold a diffusers model or pipeline?"""
+    if (folder / "model_index.json").is_file():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "_class_name" in read_object(config)
+
+
 def resolve(spec: str) -> tuple[str, str]:
     """(local folder or hub id, revision). A path that does not exist is never taken for a hub id.
 

@@ -9,6 +9,7 @@ prompt_completion   prompt, completion (text or messages)       the completion
 instruction         instruction (+ input), output or response   the output
 preference          prompt, chosen, rejected (text or messages) which of the two answers is preferred
 pair                input, target                               the target
+image               image (+ label, text)                       the noise that is predicted (diffusion models)
 tagged              tokens, tags; or text, entities             the labelled tokens
 text_label          text (+ text_pair), label                   the label; every token for a language model
 features            features, target                            the target
@@ -22,6 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from whence.tasks.images import shown
 
 Problem = tuple[str, str]
 """A short stable code, and a message for people."""
@@ -310,7 +313,7 @@ def fields_spans(fields: Mapping[str, Any], shape: str = "auto") -> tuple[tuple[
     if shape == "tagged":
         return _tagged_spans(fields)
     if shape == "image":
-        return (("caption", str(fields.get("text") or "")),)
+        return (("image", shown(fields)),)
     if shape in ("text", "text_label"):
         pair = (("text_pair", str(fields["text_pair"])),) if fields.get("text_pair") else ()
         return ("text", fields["text"]), *pair

@@ -13,6 +13,7 @@ import xxhash
 
 from whence.errors import DataError, did_you_mean
 from whence.tasks.formats import Limits, Record, check_object, read_file
+from whence.tasks.images import image_fields, image_files
 
 _HUB = re.compile(r"^(?P<name>[\w.-]+(?:/[\w.-]+)?):(?P<split>\w+)(?::(?P<n>\d+)|(?P<slice>\[[\d:%-]+\]))?$")
 
@@ -142,6 +143,9 @@ def _distinct(sources: list[Source]) -> list[Source]:
 
 def _dataset_records(dataset: datasets.Dataset, limits: Limits) -> Iterator[Record]:
     plain = dataset.with_format(None)
+    for name, kind in plain.features.items():
+        if isinstance(kind, datasets.Image):  # undecoded: what is read must not depend on an image library
+            plain = plain.cast_column(name, datasets.Image(decode=False))
     for start in range(0, len(plain), 1000):
         columns = plain[start : start + 1000]
         rows = zip(*columns.values(), strict=True)
@@ -150,6 +154,9 @@ def _dataset_records(dataset: datasets.Dataset, limits: Limits) -> Iterator[Reco
 
 
 def _folder_records(folder: Path, limits: Limits, split: str = "") -> Iterator[Record]:
+    if images := image_files(folder):
+        yield from _image_records(folder, images, limits)
+        return
     if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:10])
         raise DataError(
@@ -172,6 +179,18 @@ def _folder_records(folder: Path, limits: Limits, split: str = "") -> Iterator[R
             )
         loaded = loaded[split]
     yield from _dataset_records(loaded, limits)
+
+
+def _image_records(folder: Path, images: list[Path], limits: Limits) -> Iterator[Record]:
+    """One row per image, with what ``metadata.jsonl`` (``file_name`` and any columns) says of it."""
+    said: dict[str, Mapping[str, Any]] = {}
+    if (folder / "metadata.jsonl").is_file():
+        for record in read_file(folder / "metadata.jsonl", limits):
+            if record.fields is not None and isinstance(record.fields.get("file_name"), str):
+                said[record.fields["file_name"]] = {k: v for k, v in record.fields.items() if k != "file_name"}
+    for number, path in enumerate(images, start=1):
+        fields = image_fields(folder, path, said.get(path.relative_to(folder).as_posix(), {}))
+        yield check_object(fields, number, limits)
 
 
 def _hub_records(spec: str, hub: re.Match[str], limits: Limits) -> Iterator[Record]:
