@@ -34,8 +34,10 @@ def attach_adapter(base: nn.Module, folder: Path, weights: Literal["safetensors"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # missing and surplus keys are only warned about; below they are an error
         model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type]
+        for config in model.peft_config.values():  # where the base really is; peft looks there, or else on the hub
+            config.base_model_name_or_path = _place_of(base)
+        wanted = set(get_peft_model_state_dict(model))
     stored = _names(folder)
-    wanted = set(get_peft_model_state_dict(model))
     lacking = sorted(wanted - stored)
     foreign = sorted(stored - wanted)
     if lacking or foreign:
@@ -46,6 +48,12 @@ def attach_adapter(base: nn.Module, folder: Path, weights: Literal["safetensors"
             try_="base_model_name_or_path in its adapter_config.json",
         )
     return model
+
+
+def _place_of(base: nn.Module) -> str:
+    """The folder or hub id that a model was loaded from, "" when it does not know."""
+    config = getattr(base, "config", None)
+    return str(getattr(base, "name_or_path", "") or getattr(config, "_name_or_path", "") or "")
 
 
 def _names(folder: Path) -> set[str]:
