@@ -115,7 +115,7 @@ def test_images_of_every_kind_are_the_same_numbers() -> None:
         array = pixels(1, channels=channels)
         wanted = array.astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
         kinds: list[Any] = [
-            {"bytes": png(array), "path": "a.png"}, 
+            {"bytes": png(array), "path": "a.png"},
             array.tolist(), array.transpose(2, 0, 1).tolist(), (array / 255.0).tolist(),
         ]  # fmt: skip
         kinds += [array[..., 0].tolist()] if channels == 1 else []
