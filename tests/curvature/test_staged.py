@@ -14,10 +14,13 @@ from whence.gradients.layers import find_layers
 from whence.linalg.damping import Damping, absolute
 from whence.linalg.matrix_batch import Full
 from whence.linalg.packing import Layout
+from whence.results import Scores
+from whence.stages import joined
 from whence.tasks.base import Example
 from whence.tasks.regression import Regression
 
 ALPHA, RIDGE, STEP = 0.3, 0.05, 1e-5
+S_TUNE, S_PRE = slice(0, 9), slice(9, 21)
 
 
 MIX = torch.randn(2, 3, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
@@ -214,3 +217,49 @@ def test_alpha_is_the_inverse_of_the_distance_travelled():
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="alpha"):
             tuned_inverse(Whole(torch.eye(2), Layout(())), bad)
+
+
+def joint(world: World) -> Scores:
+    """Both stages as one result, as ``stages`` joins them."""
+    whole, query = staged(world), gradients(world.model, world.query)
+    tuning = dots(whole.to_tuning_rows(query), gradients(world.model, world.tune_rows))
+    pretraining = dots(whole.to_pretraining_rows(query), gradients(world.base, world.pre_rows))
+    parts = [
+        Scores(values[None], ("q",), tuple(f"{name}{n}" for n in range(len(values))), len(values))
+        for name, values in (("tune", tuning), ("pre", pretraining))
+    ]
+    return joined(parts)
+
+
+def test_effects_of_both_stages_in_the_same_nats(world):
+    """Every row of either stage a little lighter and heavier, both stages trained anew each time: equal to 1e-6."""
+    found, measured = joint(world).removal_effect(0), []
+    for n in range(9):
+        bump = torch.zeros(9, dtype=torch.float64)
+        bump[n] = STEP / 9
+        lighter, heavier = (world.train(world.weights, world.tune_weights + sign * bump) for sign in (-1, 1))
+        measured.append((lighter - heavier) / (2 * STEP))
+    for n in range(12):
+        bump = torch.zeros(12, dtype=torch.float64)
+        bump[n] = STEP / 12
+        lighter, heavier = (world.train(world.weights + sign * bump, world.tune_weights) for sign in (-1, 1))
+        measured.append((lighter - heavier) / (2 * STEP))
+    world.train(world.weights, world.tune_weights)
+    np.testing.assert_allclose(found, measured, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_left_out_altogether_do_as_foretold(world):
+    """Not infinitesimal any more: a row left out takes its leverage with it, 1 / (1 - h), in either stage alike."""
+    found, before, measured = joint(world).removal_effect(0), world.train(world.weights, world.tune_weights), []
+    for n in range(9):
+        without = world.tune_weights.clone()
+        without[n] = 0.0
+        measured.append(world.train(world.weights, without) - before)
+    for n in range(12):
+        without = world.weights.clone()
+        without[n] = 0.0
+        measured.append(world.train(without, world.tune_weights) - before)
+    world.train(world.weights, world.tune_weights)
+    assert np.corrcoef(found[:9], measured[:9])[0, 1] > 0.9 and np.corrcoef(found[9:], measured[9:])[0, 1] > 0.9
+    slopes = [float(found[part] @ np.array(measured)[part] / (found[part] @ found[part])) for part in (S_TUNE, S_PRE)]
+    assert all(slope > 1.0 for slope in slopes) and 0.5 < slopes[0] / slopes[1] < 2.0, slopes
