@@ -8,47 +8,60 @@ George et al. 2018; Grosse et al. 2023, section 2.2 and appendix C.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from whence.curvature.base import Factors, LayerTensors, Memo, Method, Problem, Stage, Sums
 from whence.curvature.kfac import covariance
+from whence.linalg.eigen import eigh_all
 from whence.linalg.matrix_batch import Full, MatrixBatch, Outer
-from whence.linalg.operators import Blocks, eigh
+from whence.linalg.operators import Blocks
 from whence.linalg.partition import LARGEST, Partition, Side, eigenbasis, rotated, side
 
 STANDARD = Side(())  # the basis of coordinates: nothing to rotate
 
-Seen = dict[tuple[int, float], list[tuple[Tensor, Tensor]]]
-
 
 def decompose(factors: LayerTensors) -> LayerTensors:
     """Eigenvectors (columns) of both covariances of every layer; equal covariances are decomposed once."""
-    seen: Seen = {}
-    return {
-        layer: {**_basis(side(t, "G"), seen).stored("QG"), **_basis(side(t, "A"), seen).stored("QA")}
+    known = _Distinct()
+    sides = {
+        (layer, key): [known.number(block, f"layer {layer}, {key}") for block in side(t, key).blocks]
         for layer, t in factors.items()
+        for key in ("G", "A")
     }
+    vectors = [q for _, q in eigh_all(known.matrices, known.names)]
+    bases = {
+        at: STANDARD if None in numbers else Side(tuple(vectors[n] for n in numbers if n is not None))
+        for at, numbers in sides.items()
+    }
+    return {layer: {**bases[layer, "G"].stored("QG"), **bases[layer, "A"].stored("QA")} for layer in factors}
 
 
-def _basis(covariance: Side, seen: Seen) -> Side:
-    diagonal = covariance.blocks[0].dim() == 1
-    return STANDARD if diagonal else covariance.map(lambda block: _eigenvectors(block, seen))
+@dataclass
+class _Distinct:
+    """Matrices to decompose: q, k and v see the same inputs, so their A is the same to the bit and counts once.
 
-
-def _eigenvectors(matrix: Tensor, seen: Seen) -> Tensor:
-    """q, k and v see the same inputs, so their A is the same to the bit: one decomposition, one shared tensor.
-
-    Sharing the tensor *object* also lets the passes rotate the shared inputs once (``Memo``).
+    Sharing the resulting tensor *object* also lets the passes rotate the shared inputs once (``Memo``).
     """
-    bucket = seen.setdefault((len(matrix), float(matrix.sum())), [])
-    for known, vectors in bucket:
-        if torch.equal(known, matrix):
-            return vectors
-    vectors = eigh(matrix)[1]
-    bucket.append((matrix, vectors))
-    return vectors
+
+    matrices: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    _like: dict[tuple[int, float], list[int]] = field(default_factory=dict)
+
+    def number(self, block: Tensor, name: str) -> int | None:
+        """Its place in the list; None for a diagonal, which keeps the basis of coordinates."""
+        if block.dim() == 1:
+            return None
+        alike = self._like.setdefault((len(block), float(block.sum())), [])
+        for number in alike:
+            if torch.equal(self.matrices[number], block):
+                return number
+        alike.append(len(self.matrices))
+        self.matrices.append(block)
+        self.names.append(name)
+        return alike[-1]
 
 
 def terms(layer: str, grads: MatrixBatch, factors: LayerTensors, memo: Memo) -> Mapping[str, Tensor]:

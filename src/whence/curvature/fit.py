@@ -14,6 +14,7 @@ from whence.curvature.base import Factors, Fisher, LayerTensors, Memo, Method, S
 from whence.errors import CurvatureError
 from whence.gradients.ranks import Ranks, ranks_of
 from whence.gradients.source import Closed, GradientSource
+from whence.linalg import eigen
 from whence.linalg.damping import Damping, factored, relative
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Gradients
@@ -64,9 +65,11 @@ def fit(
     options = options or FitOptions()
     tensors: LayerTensors = method.begin(source.layers.sizes)
     stages: list[dict[str, Any]] = []
+    notes = list(method.notes(source.layers.sizes))
     for number, stage in enumerate(method.stages):
         started = time.perf_counter()
-        tensors = stage.prepare(tensors)
+        with eigen.spread_over(ranks_of(source)), eigen.recorded() as rescues:
+            tensors = stage.prepare(tensors)
         # Each stage draws fresh labels: the corrected eigenvalues must not reuse the noise the basis was fitted to.
         run = _Run(source, stage, tensors, replace(options, seed=options.seed + number), probe)
         sums, trail = run.sums()
@@ -74,7 +77,7 @@ def fit(
         tensors = stage.finish(sums, tensors)
         seconds = round(time.perf_counter() - started, 3)
         stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
-    notes = list(method.notes(source.layers.sizes))
+        notes += rescues
     return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages, "notes": notes})
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from whence.errors import CurvatureError
 from whence.linalg.damping import Damping
+from whence.linalg.eigen import eigh
 from whence.linalg.matrix_batch import Full, MatrixBatch
 
 Gradients = Mapping[str, MatrixBatch]
@@ -195,37 +196,6 @@ def _named(name: str, op: LayerOperator, exponent: float, damping: Damping) -> L
         return op.power(exponent, damping.of(name))
     except CurvatureError as error:
         raise CurvatureError(f"layer {name}: {error.got}", wanted=error.wanted, try_=error.try_) from error
-
-
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (ascending, clamped at 0) and eigenvectors in columns of a covariance, in its own dtype.
-
-    Decomposed in float64: in float32 the smallest eigenvalues of a rank-deficient covariance come out negative by 1e-5
-    of the largest, which a small damping would not hide.
-
-    Raises:
-        CurvatureError: not finite, or negative beyond rounding (not a covariance).
-    """
-    if not bool(torch.isfinite(matrix).all()):
-        raise CurvatureError(
-            "a covariance is not finite",
-            wanted="finite statistics",
-            try_="whence check; look for overflow in half precision",
-        )
-    symmetric = matrix.double()
-    symmetric = (symmetric + symmetric.T) / 2
-    try:
-        lam, q = torch.linalg.eigh(symmetric)
-    except RuntimeError:  # cuSOLVER fails on some low-rank matrices; LAPACK on the CPU is slower but steadier
-        lam, q = (t.to(matrix.device) for t in torch.linalg.eigh(symmetric.cpu()))
-    floor = -1e-5 * float(lam[-1].clamp(min=0)) - 1e-30
-    if float(lam[0]) < floor:
-        raise CurvatureError(
-            f"a covariance has eigenvalue {float(lam[0]):.3g} below 0 (largest {float(lam[-1]):.3g})",
-            wanted="a positive semi-definite matrix",
-            try_="accumulate in float32 or better; use the Gauss-Newton or Fisher instead of the Hessian",
-        )
-    return lam.clamp(min=0).to(matrix.dtype), q.to(matrix.dtype)
 
 
 def matrix_power(matrix: Tensor, exponent: float) -> Tensor:
