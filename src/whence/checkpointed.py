@@ -15,7 +15,7 @@ from typing import Any
 from whence.assemble import assemble, manifest
 from whence.curvature.base import Factors, Method, Problem
 from whence.errors import ModelError
-from whence.gradients.checkpoints import Checkpoint, find_checkpoints, mean_weights, tracin_weights
+from whence.gradients.checkpoints import Checkpoint, find_checkpoints, given_checkpoints, mean_weights, tracin_weights
 from whence.linalg.damping import Damping
 from whence.linalg.operators import Operator
 from whence.options import TraceOptions
@@ -54,7 +54,7 @@ class _Part:
 
 
 def attribute_checkpoints(ask: Ask, model: Any, *, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
-    """Scores over all ``checkpoint-N`` folders of ``options.checkpoints``, and what ``run.json`` holds beside them.
+    """Scores over the checkpoints that ``options.checkpoints`` names, and what ``run.json`` holds beside them.
 
     Args:
         ask: method, damping, options.
@@ -68,9 +68,7 @@ def attribute_checkpoints(ask: Ask, model: Any, *, train: Any, query: Any) -> tu
         WhenceError: as ``whence.attribute``.
     """
     started = time.perf_counter()
-    record = record_of(str(ask.options.checkpoints), ask.options)
-    rates = None if record is None else dict(enumerate(record.rates, start=1))
-    checkpoints = find_checkpoints(str(ask.options.checkpoints), rates=rates)
+    checkpoints = checkpoints_of(ask.options)
     weights = weights_of(ask, checkpoints)
     subject = open_subject(model, ask.options, ask.watch, task=ask.task)
     trained = open_rows(subject, train, what="train")
@@ -88,6 +86,20 @@ def attribute_checkpoints(ask: Ask, model: Any, *, train: Any, query: Any) -> tu
         "warnings": [*scores.about.get("warnings", ()), *_warnings(ask, said)],
     }
     return scores.with_(about=about), {**record, "checkpoints": listed(checkpoints, weights)}
+
+
+def checkpoints_of(options: TraceOptions) -> list[Checkpoint]:
+    """Those of a Trainer's output folder, or the folders named one by one.
+
+    Raises:
+        ModelError: see ``find_checkpoints`` and ``given_checkpoints``.
+    """
+    places = [place.strip() for place in str(options.checkpoints).split(",") if place.strip()]
+    if len(places) != 1:
+        return given_checkpoints(places)
+    record = record_of(places[0], options)
+    rates = None if record is None else dict(enumerate(record.rates, start=1))
+    return find_checkpoints(places[0], rates=rates)
 
 
 def weights_of(ask: Ask, checkpoints: Sequence[Checkpoint]) -> list[float]:

@@ -63,7 +63,8 @@ class TraceOptions(BaseModel):
     )
     checkpoints: str | None = Field(
         default=None,
-        description="Output folder of a Hugging Face Trainer: scores are averaged over its checkpoint-N folders.",
+        description="Output folder of a Hugging Face Trainer: scores are averaged over its checkpoint-N folders. Or "
+        "folders of models or adapters, separated by commas.",
     )
     checkpoint_weights: Literal["auto", "mean", "learning_rate"] = Field(
         default="auto",
@@ -149,6 +150,11 @@ class TraceOptions(BaseModel):
         except (TypeError, ValueError):
             return value
         return f"relative:{number:g}"
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _several_folders(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
     @field_validator("layers", mode="before")
     @classmethod

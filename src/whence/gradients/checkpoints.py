@@ -67,6 +67,27 @@ def find_checkpoints(folder: str | Path, *, rates: Mapping[int, float] | None = 
     return [Checkpoint(steps[n], n, mean_rate(rates, b, n)) for b, n in zip(before, ordered, strict=True)]
 
 
+def given_checkpoints(folders: Sequence[str | Path]) -> list[Checkpoint]:
+    """Folders named one by one, in their order: adapters of one base model, say, from several runs or steps.
+
+    The step is that of the folder's name or trainer state, else its place in the list; the learning rate is the mean
+    over its own run, where a trainer state tells.
+
+    Raises:
+        ModelError: one of them is no folder.
+    """
+    found = []
+    for number, folder in enumerate(folders, start=1):
+        place = Path(folder).expanduser()
+        if not place.is_dir():
+            raise ModelError(f"no folder {folder}", wanted="folders of models or adapters, separated by commas")
+        state = _read(place / TRAINER_STATE) if (place / TRAINER_STATE).is_file() else {}
+        named, step = _FOLDER.fullmatch(place.name), state.get("global_step")
+        step = int(named[1]) if named else step if isinstance(step, int) and step > 0 else number
+        found.append(Checkpoint(place, step, mean_rate(logged_rates(state), 0, step)))
+    return found
+
+
 def _logged_rates(folders: Sequence[Path]) -> dict[int, float]:
     """Step -> learning rate from every trainer state there is; each holds the history up to its own step."""
     rates: dict[int, float] = {}

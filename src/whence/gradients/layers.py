@@ -208,7 +208,7 @@ def _choose(model: nn.Module, candidates: Mapping[str, nn.Module], patterns: Seq
 def _default(model: nn.Module, candidates: Mapping[str, nn.Module]) -> list[str]:
     adapter = [n for n in candidates if _is_adapter(n)]
     if adapter:
-        return adapter
+        return _in_use(model, adapter)
     blocks = [n for n in candidates if _inside_blocks(model, n)]
     if blocks:
         return blocks
@@ -220,6 +220,14 @@ def _default(model: nn.Module, candidates: Mapping[str, nn.Module]) -> list[str]
 def _is_adapter(name: str) -> bool:
     """PEFT keeps its matrices in ModuleDicts named lora_A / lora_B, keyed by the adapter's name."""
     return any(part in ("lora_A", "lora_B") for part in name.split("."))
+
+
+def _in_use(model: nn.Module, adapter: list[str]) -> list[str]:
+    """The matrices of the adapters that are switched on: the others take no part in the answer, nor in its gradient."""
+    active: Any = getattr(model, "active_adapters", None)
+    active = active() if callable(active) else active
+    chosen = [n for n in adapter if n.rpartition(".")[2] in active] if isinstance(active, list) else []
+    return chosen or adapter
 
 
 def _inside_blocks(model: nn.Module, name: str) -> bool:
