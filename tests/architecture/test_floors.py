@@ -18,6 +18,7 @@ FLOORS = {
         "options",
         "loading",
         "pipeline",
+        "planning",
         "assemble",
         "asking",
         "indexing",

@@ -43,6 +43,7 @@ BUG, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
 # verb -> (module of this package, one line of help). Only the module of the verb that is run gets imported.
 VERBS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo", "A small model, a made-up encyclopedia, and where its answers come from."),
+    "plan": ("plan", "What would it cost? Time, memory and disk of a trace or an index, before it starts."),
     "trace": ("trace", "Which training rows made the model say this?"),
     "index": ("index", "Keep every row's gradient in few bytes, so that any question takes moments."),
     "ask": ("index", "Which rows of an index made the model say this?"),

@@ -1,0 +1,137 @@
+"""What would be cheaper, and what it would cost in return: estimates from the plan itself, nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FEWER_ROWS = 256
+SHORTER = 0.75  # of the longest row
+WORTH = 0.05  # share of the whole below which a saving is not mentioned
+FIT, WRITE = "fit: ", "write"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One change of the command.
+
+    Attributes:
+        flags: what to add to the command.
+        seconds, disk_bytes, memory_bytes: what it would save, about.
+        price: what is given up.
+    """
+
+    flags: str
+    price: str
+    seconds: float = 0.0
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """As data."""
+        saved = {"seconds": round(self.seconds, 1), "disk_bytes": self.disk_bytes, "memory_bytes": self.memory_bytes}
+        return {"flags": self.flags, "price": self.price, "saves": saved}
+
+
+def alternatives(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Changes worth at least a twentieth of the whole's time, disk or memory, the largest saving of time first.
+
+    Args:
+        plan: the plan as data.
+        settings: method, fit_rows, tokens, top_k, batch_tokens, budget, layers (name -> (O, I)), dtype.
+    """
+    found = [a for rule in RULES for a in rule(plan, settings)]
+    whole = plan["seconds"] or float("inf"), plan["disk"]["bytes"] or 1, plan["peak_bytes"] or 1
+    worth = [a for a in found if max(a.seconds / whole[0], a.disk_bytes / whole[1], a.memory_bytes / whole[2]) >= WORTH]
+    return [a.plain() for a in sorted(worth, key=lambda a: -a.seconds)]
+
+
+def _steps(plan: Mapping[str, Any], *starts: str) -> list[Mapping[str, Any]]:
+    return [step for step in plan["stages"] if step["name"].startswith(starts)]
+
+
+def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
+    return sum(step["seconds"] or 0.0 for step in steps)
+
+
+def _fewer_fit_rows(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    slow = [step for step in _steps(plan, FIT) if step["rows"] > FEWER_ROWS]
+    saved = sum((step["seconds"] or 0.0) * (1 - FEWER_ROWS / step["rows"]) for step in slow)
+    price = f"curvature from {FEWER_ROWS} rows: noisier where layers are wider than the tokens of those rows are many"
+    return [Alternative(f"--fit-rows {FEWER_ROWS}", price, saved)] if slow else []
+
+
+def _one_stage_less(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    if settings["method"].partition(":")[0] != "ekfac":
+        return []
+    price = "K-FAC's eigenvalues instead of measured ones: ranks worse (docs: choose a method)"
+    return [Alternative("--method kfac", price, _seconds(_steps(plan, "fit: eigenvalues")))]
+
+
+def _fewer_layers(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    """Only the MLPs, or only the attention: whichever has less to multiply."""
+    weights = {name: outputs * inputs for name, (outputs, inputs) in settings["layers"].items()}
+    mlp = sum(n for name, n in weights.items() if ".mlp." in name)
+    if not 0 < mlp < sum(weights.values()):
+        return []
+    rest = 1 - mlp / sum(weights.values())
+    steps = _steps(plan, FIT, "score", "index", "precondition")
+    price = "attention's share of the influence is out of sight"
+    saved = 0.5 * rest * _seconds(steps)  # about half of such a pass is the model's own forward and backward
+    return [Alternative("--layers '*.mlp.*'", price, saved, memory_bytes=round(rest * (plan["factor_bytes"] or 0)))]
+
+
+def _no_tokens(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    saved = _seconds(_steps(plan, "tokens"))
+    return [Alternative("--tokens 0", "no token scores in the report", saved)] if saved else []
+
+
+def _only_the_strongest(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    rows, k = plan["rows"]["rows"], 100
+    if plan["job"] != "trace" or settings["top_k"] or rows <= 4 * k:
+        return []
+    size = sum(n for name, n in plan["disk"]["files"].items() if name == "scores.parquet")
+    price = "scores of the other rows are not kept"
+    held = 8 * plan["questions"] * rows
+    return [Alternative(f"--top-k {k}", price, 0.0, round(size * (1 - 2 * k / rows)), held)]
+
+
+def _index_instead(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    if plan["job"] != "trace" or plan["questions"] < 2:
+        return []
+    score = _seconds(_steps(plan, "score"))
+    price = "pays from the second batch of questions on: each then saves the fit and the pass over the rows"
+    return [Alternative("whence index, then whence ask", price, score + _seconds(_steps(plan, FIT)))]
+
+
+def _smaller_index(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    if plan["job"] != "index":
+        return []
+    price = "fewer numbers of each row: compare a few answers with those of trace (docs: index and ask)"
+    return [
+        Alternative(f"--budget {settings['budget'] / 2:g}", price, 0.0, plan["disk"]["files"].get("shards", 0) // 2)
+    ]
+
+
+def _smaller_batches(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    held = plan["batch_bytes"]
+    if not held or settings["batch_tokens"] < 512:
+        return []
+    flags = f"--batch-tokens {settings['batch_tokens'] // 2}"
+    return [Alternative(flags, "somewhat slower; scores agree to rounding", memory_bytes=held // 2)]
+
+
+def _half_precision(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    if settings["dtype"] != "torch.float32" or not settings["device"].startswith("cuda"):
+        return []
+    price = "gradients of 8 bits: scores agree to about 0.5 %"
+    steps = _steps(plan, FIT, "score", "index", "tokens")
+    return [Alternative("--dtype bfloat16", price, 0.4 * _seconds(steps), memory_bytes=plan["model_bytes"] // 2)]
+
+
+Rule = Callable[[Mapping[str, Any], Mapping[str, Any]], list[Alternative]]
+RULES: Sequence[Rule] = (
+    _fewer_fit_rows, _one_stage_less, _fewer_layers, _no_tokens, _only_the_strongest, _index_instead, _smaller_index,
+    _smaller_batches, _half_precision,
+)  # fmt: skip
