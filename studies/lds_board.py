@@ -38,6 +38,7 @@ from whence.tasks.causal_lm import CausalLM
 
 # everything projected is at 16 numbers per side and layer, as the peers ship it
 PROJECTED = ("logra:size=16", "trackstar:size=16", "projected:size=16", "trak:size=16")
+FEWER, DAMPED = "trak:size=4", "trak:size=16@relative:10"  # TRAK has one matrix over all layers: see ``interpolated``
 # 3 steps on all rows: each further one costs as much as the other methods together. Its damping is measured: the pull
 # that this fine-tuning implies where it stopped. ``TENFOLD`` is the constant of EVIDENCE A11.
 QUALITY = "ekfac_cg:steps=3@implied"
@@ -45,8 +46,8 @@ TENFOLD = "ekfac_cg:steps=3@relative:10"
 UNDERDAMPED = "ekfac_cg:steps=3"  # the same solve at EK-FAC's own damping
 METHODS = (
     QUALITY, TENFOLD, UNDERDAMPED, "ekfac", "ekfac@implied", "ekfac@relative:1", "ekfac@relative:10", "relative:ekfac",
-    "shampoo", "kfac", "diagonal", "datainf", "dot", "cosine", *PROJECTED, "bm25", "tfidf", "embedding", "activation",
-    "gradient_norm", "loss", "length", "random", "shuffled:ekfac",
+    "shampoo", "kfac", "diagonal", "datainf", "dot", "cosine", *PROJECTED, FEWER, DAMPED, "bm25", "tfidf", "embedding",
+    "activation", "gradient_norm", "loss", "length", "random", "shuffled:ekfac",
 )  # fmt: skip
 CHARACTERS = 6  # of text read per token wanted: a token has two and a half
 
@@ -227,6 +228,19 @@ def damped(found: Board) -> str:
     )
 
 
+def interpolated(found: Board) -> str:
+    """Why TRAK with many numbers has nothing to say here, from this board."""
+    values = {s.name: s.interval.mean for s in found.standings}
+    if not {"trak:size=16", FEWER, DAMPED} <= set(values):
+        return ""
+    return (
+        "TRAK inverts one matrix over all layers, and 16 x 16 numbers in each of 14 layers are 3,584, seven times the "
+        f"rows: hardly damped, it fits every row exactly and says nothing about others ({values['trak:size=16']:.3f}). "
+        f"With fewer numbers than rows (`{FEWER}`: 224) it has {values[FEWER]:.3f}, damped as a matrix of so low a "
+        f"rank needs (`{DAMPED}`) {values[DAMPED]:.3f}. LoGra's matrices are one per layer, 256 numbers each.\n\n"
+    )
+
+
 def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the page; returns the record."""
     found: Board = result["board"]
@@ -254,6 +268,7 @@ def page(config: Config, result: dict[str, Any], about: dict[str, Any], folder: 
         + f"{damped(found)}\n\nRow by row, the scores of `ekfac` rank as those of `{QUALITY}` do to "
         + f"{near['ekfac']:.3f} (Spearman, mean over questions), those of `kfac` to {near['kfac']:.3f}, of `dot` to "
         + f"{near['dot']:.3f}.\n\n"
+        + interpolated(found)
         + DIFFERS.format(**vars(config))
     )
     x = list(range(1, len(found.standings) + 1))
