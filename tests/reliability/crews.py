@@ -1,0 +1,194 @@
+"""Several processes on one index: equal files whoever makes them, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from reliability.harness import Count, Ended, Workload, forked, fresh, result_of, run_forked, snapshot, workload
+from whence.store.crew import VARIABLE
+from whence.store.index_folder import MANIFEST, read_manifest, verify
+
+PATIENCE = 6.0  # seconds without a sign of life, in these tests; the default is longer
+LONGEST = 60.0  # until a job with a dead rank has ended
+
+
+def ranks(work: Workload, folder: Path, count: int, *, fault: Callable[[int], str] = lambda rank: "") -> list[Ended]:
+    """A build by so many ranks; how each of them ended. A rank that is stopped is killed when the others are gone."""
+    job = {"WORLD_SIZE": str(count), "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: str(PATIENCE)}
+    pids = [
+        forked(lambda: work.build(folder), faults_=fault(rank), environment={**job, "RANK": str(rank)})
+        for rank in range(count)
+    ]
+    ended: dict[int, Ended] = {}
+    until = time.monotonic() + LONGEST + 60
+    while len(ended) < count and time.monotonic() < until:
+        for rank, pid in enumerate(pids):
+            if rank not in ended and _over(pid):
+                ended[rank] = result_of(pid)
+        silent = [rank for rank in range(count) if rank not in ended]
+        if silent and all(fault(rank).startswith(("stop", "freeze")) for rank in silent):
+            for rank in silent:  # as the launcher does
+                os.kill(pids[rank], signal.SIGKILL)
+        time.sleep(0.01)
+    for rank in set(range(count)) - set(ended):
+        os.kill(pids[rank], signal.SIGKILL)
+        ended[rank] = replace(result_of(pids[rank]), error="HANG")
+    return [ended[rank] for rank in range(count)]
+
+
+def _over(pid: int) -> bool:
+    """Has it ended? It is left to be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found is not None
+
+
+def same_bytes(place: Path, *, counts: Sequence[int] = (1, 2, 4), size: str = "small") -> Count:
+    """R9: by 1, 2, 4 ranks, by shards of an array, after a kill with another number of ranks: the same files."""
+    wrong, tried, shared = [], 0, 0
+    for rows in ("all", "auto"):
+        work = workload(size)
+        work = replace(work, options={**work.options, "fit_rows": rows, "method": "ekfac"})
+        with fresh(place, f"undisturbed-{rows}") as folder:
+            run_forked(lambda f=folder, w=work: w.build(f))
+            whole = snapshot(folder)
+        for name, build in _ways(work, counts):
+            with fresh(place, "crew") as folder:
+                ended = build(folder)
+                tried += 1
+                shared += sum(e.code == 0 for e in ended) > 1
+                if any(e.code for e in ended) or snapshot(folder) != whole:
+                    wrong.append(f"{rows}, {name}: {[(e.code, e.error[-300:]) for e in ended]}")
+    facts = {"with_several_processes": shared, "wrong": wrong[:5]}
+    return Count("R9", "any number of ranks, shards of an array, resumed or not: files equal", tried, len(wrong), facts)
+
+
+def _ways(work: Workload, counts: Sequence[int]) -> Iterator[tuple[str, Callable[[Path], list[Ended]]]]:
+    for count in counts:
+        yield f"{count} ranks", lambda folder, n=count: ranks(work, folder, n)
+    yield "3 shards of an array", lambda folder: shards(work, folder, 3)
+    for before, after in ((2, 1), (1, 2), (2, 4)):
+        yield f"{before} ranks killed, then {after}", lambda f, b=before, a=after: _killed_then(work, f, b, a)
+
+
+def _killed_then(work: Workload, folder: Path, before: int, after: int) -> list[Ended]:
+    ranks(work, folder, before, fault=lambda rank: f"kill@{60 + 40 * rank}")
+    return ranks(work, folder, after)
+
+
+def shards(work: Workload, folder: Path, count: int) -> list[Ended]:
+    """A build by an array."""
+    pids = [
+        forked(lambda n=n: work.build(folder, shard=f"{n}/{count}"), environment={VARIABLE: str(PATIENCE)})
+        for n in range(count)
+    ]
+    return [result_of(pid) for pid in pids]
+
+
+DEATHS = ("kill", "stop", "freeze", "exit")
+PHASES = {"at the start": 12, "in the fit": 70, "in the shards": 170}
+
+
+def rank_death(
+    place: Path,
+    *,
+    kinds: Sequence[str] = DEATHS,
+    counts: Sequence[int] = (2,),
+    phases: Sequence[str] = tuple(PHASES),
+    dead: Sequence[int] = (),
+) -> Count:
+    """R12: one rank is killed, stopped, frozen or fails: the others end in time and name it; then another number
+    of ranks finishes the files.
+
+    Every rank (or those in ``dead``) of every count dies in every way in every phase.
+    """
+    work = workload("small")
+    with fresh(place, "undisturbed") as folder:
+        run_forked(lambda f=folder: work.build(f))
+        whole = snapshot(folder)
+    each = [(count, rank) for count in counts for rank in (dead or range(count))]
+    cases = [(kind, *who, phase) for kind in kinds for who in each for phase in phases]
+    wrong, slowest = [], 0.0
+    for kind, count, victim, phase in cases:
+        with fresh(place, "crew") as folder:
+            fault = f"{'enospc' if kind == 'exit' else kind}@{PHASES[phase]}"
+            began = time.monotonic()
+            ended = ranks(work, folder, count, fault=lambda rank, v=victim, f=fault: f if rank == v else "")
+            lasted = time.monotonic() - began
+            slowest = max(slowest, lasted)
+            others = [e for rank, e in enumerate(ended) if rank != victim]
+            # a rank that never reached its fault has ended well, and so must the others
+            struck = ended[victim].code != 0
+            named = all(e.code == 75 and f"rank {victim} of {count}" in e.error for e in others)
+            again = ranks(work, folder, 3 if count == 2 else 1)
+            fine = (named if struck else all(e.code == 0 for e in others)) and lasted <= LONGEST
+            if not fine or any(e.code for e in again) or snapshot(folder) != whole:
+                told = [(e.code, e.error[-200:]) for e in ended]
+                wrong.append(f"{kind} of rank {victim} of {count} {phase}: {told}, then {[e.code for e in again]}")
+    facts = {"slowest_seconds": round(slowest, 1), "wrong": wrong[:5]}
+    return Count("R12", "a dead rank: named in time by the others, then resumed", len(cases), len(wrong), facts)
+
+
+def array_death(place: Path, *, count: int = 3) -> Count:
+    """R12: a process of an array is killed while it makes something: the others take its work and finish."""
+    work, wrong = workload("small"), []
+    with fresh(place, "undisturbed") as folder:
+        run_forked(lambda f=folder: work.build(f))
+        whole = snapshot(folder)
+    for at in (40, 90, 150):
+        with fresh(place, "crew") as folder:
+            first = forked(
+                lambda f=folder: work.build(f, shard=f"0/{count}"), faults_=f"kill@{at}", environment={VARIABLE: "6"}
+            )
+            rest = [
+                forked(lambda f=folder, n=n: work.build(f, shard=f"{n}/{count}"), environment={VARIABLE: "6"})
+                for n in range(1, count)
+            ]
+            result_of(first)
+            ended = [result_of(pid) for pid in rest]
+            if any(e.code for e in ended) or snapshot(folder) != whole:
+                wrong.append(f"killed at {at}: {[(e.code, e.error[-300:]) for e in ended]}")
+    return Count("R12", "a dead process of an array: its work is taken by the others", 3, len(wrong), {"wrong": wrong})
+
+
+def races(place: Path, *, builders: int = 10, reads: int = 200) -> Count:
+    """R13: two builders at once, readers meanwhile: one wins, the other is told who holds it; nobody reads a half."""
+    work, draw, wrong, seen = workload("small"), random.Random(0), [], 0
+    with fresh(place, "undisturbed") as folder:
+        run_forked(lambda f=folder: work.build(f))
+        whole = snapshot(folder)
+    for number in range(builders):
+        with fresh(place, "race") as folder:
+            first = forked(lambda f=folder: work.build(f))
+            time.sleep(draw.uniform(0, 0.3))
+            second = forked(lambda f=folder: work.build(f))
+            while seen < reads * (number + 1) // builders:
+                problem = _read(folder, whole)
+                seen += 1
+                wrong += [problem] if problem else []
+                time.sleep(0.002)
+            ended = [result_of(first), result_of(second)]
+            codes = sorted(e.code for e in ended)
+            told = all("in use by process" in e.error and " since " in e.error for e in ended if e.code == 4)
+            if codes not in ([0, 4], [0, 0]) or not told or snapshot(folder) != whole:
+                wrong.append(f"race {number}: {[(e.code, e.error[-200:]) for e in ended]}")
+    facts = {"reads": seen, "wrong": wrong[:5]}
+    return Count("R13", "two builders and readers at once", builders + seen, len(wrong), facts)
+
+
+def _read(folder: Path, whole: dict[str, str]) -> str:
+    """A reader sees no index or all of it."""
+    if not (folder / MANIFEST).exists():
+        return ""
+    try:
+        body = read_manifest(folder)
+        for name in body["files"]:
+            verify(folder, body, name)
+    except Exception as error:
+        return f"a reader saw: {error}"
+    return "" if set(body["files"]) <= set(whole) else "a reader saw other files"

@@ -1,0 +1,34 @@
+"""Many processes, one index: the same files, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reliability import crews
+
+
+def test_any_number_of_ranks_gives_the_same_files(place: Path) -> None:
+    found = crews.same_bytes(place)
+    assert found.failed == 0 and found.tried == 14, found
+    assert found.facts["with_several_processes"] >= 8
+
+
+def test_a_dead_rank_is_named(place: Path) -> None:
+    found = crews.rank_death(place, kinds=("kill", "exit"), phases=("in the fit",))
+    assert found.failed == 0 and found.tried == 4, found
+
+
+def test_a_silent_rank_is_named(place: Path) -> None:
+    found = crews.rank_death(place, kinds=("stop", "freeze"), phases=("in the shards",), dead=(1,))
+    assert found.failed == 0 and found.tried == 2, found
+    assert found.facts["slowest_seconds"] <= crews.LONGEST
+
+
+def test_an_array_takes_the_work_of_the_dead(place: Path) -> None:
+    found = crews.array_death(place)
+    assert found.failed == 0, found
+
+
+def test_two_builders_and_a_reader(place: Path) -> None:
+    found = crews.races(place, builders=3, reads=60)
+    assert found.failed == 0 and found.facts["reads"] == 60, found
