@@ -16,6 +16,7 @@ from whence.checkpointed import attribute_checkpoints
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.dampings import IMPLIED, read_study, settled
 from whence.errors import OptionError
+from whence.funnelling import check_funnel, exact_answers, narrowed
 from whence.linalg.damping import Damping, parse_damping, relative
 from whence.linalg.operators import Operator
 from whence.options import TraceOptions, TraceRequest, command_line, trace_options
@@ -24,7 +25,7 @@ from whence.present import frame, page
 from whence.questions import answered, focused, pose, posed_views
 from whence.results import RENDERERS, Scores
 from whence.scores.score import SelfInfluence, collect
-from whence.scoring import blocks_of, check_losses, counted, fitted, measured, normalised, scored, top
+from whence.scoring import blocks_of, check_losses, counted, fitted, measured
 from whence.stages import Pretraining, attribute_stages
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv
@@ -292,6 +293,8 @@ def _answered(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, di
 
 
 def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, dict[str, Any]]:
+    if ask.options.candidates is not None:
+        check_funnel(ask)
     if ask.pretraining is not None:
         return attribute_stages(ask, ask.pretraining, model, train=train, query=questions_of(query))
     if ask.options.checkpoints is not None:
@@ -315,11 +318,13 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         inverse = operator.power(-1, ask.damping)
         queries = pose(subject, asked, inverse)
         factors = _with_solves(factors, inverse, ask.watch)
+    narrow = None if ask.options.candidates is None else narrowed(ask, subject, trained, asked)
     with _timed(seconds, "score"):
-        found = top(ask, normalised(ask, scored(ask, trained, queries, inverse), queries))
+        found = exact_answers(ask, narrow, trained, queries, inverse=inverse)
     with _timed(seconds, "tokens"):
         found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
-    found |= {"query_rows": posed_views(subject, asked), "about": {"queries": dict(queries.held)}}
+    found["query_rows"] = posed_views(subject, asked)
+    found["about"] = {"queries": dict(queries.held), **found.get("about", {})}
     seconds["total"] = time.perf_counter() - started
     record = manifest(subject, trained, asked, factors=factors, operator=operator, damping=ask.damping)
     return assemble(subject, trained, asked, found=found, factors=factors, seconds=seconds), record

@@ -8,28 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from whence.api import questions_of, write_report
 from whence.api import save as save_run
+from whence.asking_stages import IndexPlace, Tuning, answer_stages
 from whence.assemble import lexical_of, views_of
-from whence.curvature.base import Factors, Problem, get_method
+from whence.curvature.base import get_method
 from whence.errors import OptionError
-from whence.indexing import INCIDENTAL, OF_THE_MODEL, Wish, damped_inverse, model_identity
-from whence.linalg.codes.base import Layout
-from whence.linalg.codes.choose import code_of
+from whence.indexing import INCIDENTAL, Wish
 from whence.linalg.damping import parse_damping
-from whence.linalg.operators import Blocks, Identity
 from whence.options import TraceOptions, trace_options
-from whence.pipeline import Material, Subject, open_rows, open_subject
-from whence.questions import answered, focused, pose, posed_views
+from whence.pipeline import open_rows, open_subject
+from whence.questions import answered, focused, posed_views
 from whence.results import Scores
-from whence.scores.relative import cosine_scores, relative_scores
-from whence.scores.sinks import AllScores, TopK
-from whence.scoring import check_losses, counted, measured
-from whence.store import atomic, index_folder, index_shards, tables
-from whence.store.index_folder import FACTORS, QUARANTINE, ROWS
+from whence.scoring import check_losses, measured
+from whence.searching import Lookup, require_model, shelf_of
+from whence.store import index_folder, tables
+from whence.store.index_folder import QUARANTINE, ROWS
 from whence.watch import Silent, Watcher
 
 # settings that a question may have for itself; the others are those of the curvature and of the rows
@@ -56,7 +50,8 @@ def ask(
         report: file for the HTML report.
         watch: hears how far the work is.
         overrides: ``top_k``, ``normalise`` (none, relative, cosine), ``span``, ``combine``, ``generate``, ``device``,
-            ``lexical``, ``columns``.
+            ``lexical``, ``columns``. ``tuned={"model": ..., "data": rows}`` (and perhaps ``alpha``) asks a model that
+            was fine-tuned from the indexed one: its rows and those of the index, in the same nats.
 
     Returns:
         Scores as of ``attribute``, without token scores.
@@ -68,13 +63,18 @@ def ask(
     started = time.perf_counter()
     place = Path(index).expanduser()
     body = index_folder.read_manifest(place)
+    tuned = overrides.pop("tuned", None)
     options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
     wish = _resolve_question(body, options, watch)
     if model is None and str(body["spec"]).startswith("live "):
         raise OptionError(
             "an index of a live model", wanted="that model", try_="whence.ask(index, query, model=(model, tokenizer))"
         )
-    scores = _answer(wish, place, body, model=body["spec"] if model is None else model, query=query)
+    there = IndexPlace(place, body, body["spec"] if model is None else model)
+    if tuned is not None:
+        scores = answer_stages(wish, there, tuned if isinstance(tuned, Tuning) else Tuning(**tuned), query)
+    else:
+        scores = _answer(wish, place, body, model=there.model, query=query)
     seconds = {"total": round(time.perf_counter() - started, 3)}
     scores = scores.with_(about={**scores.about, "seconds": seconds})
     if out is not None:
@@ -100,15 +100,12 @@ def _resolve_question(body: Mapping[str, Any], options: TraceOptions, watch: Wat
 
 def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, query: Any) -> Scores:
     subject = open_subject(model, wish.options, wish.watch)
-    stored = {f: v for f, v in body["identity"].items() if f.startswith(OF_THE_MODEL)}
-    index_folder.require_same(place, stored, atomic.plain(model_identity(subject)))
+    require_model(place, body, subject)
     views = tables.read_rows(index_folder.verify(place, body, ROWS))
     asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
     asked = measured(wish, asked)
     check_losses(asked)
-    shelf = _shelf(place, body, tuple(views))
-    query_QD, norms_Q = _whitened_queries(wish, subject, asked, shelf)
-    values, columns = _searched(wish, shelf, query_QD, norms_Q)
+    values, columns = Lookup(wish, subject, shelf_of(place, body, tuple(views))).answer(asked)
     query_views = posed_views(subject, asked) or views_of(asked, ())
     about = {**body["about"], "query": asked.about(), "normalise": wish.options.normalise}
     about["index"] = {"rows": body["rows"], "bytes_per_row": body["bytes_per_row"], **body["code"]}
@@ -118,57 +115,13 @@ def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, que
         values=values,
         query_ids=tuple(query_views),
         train_ids=tuple(views),
-        n_train=int(body["n_train"]),
+        n_train=int(body.get("train_size") or body["n_train"]),
         columns=columns,
         about={**about, "quarantine": quarantine},
         train_rows=views,
         query_rows=query_views,
         lexical=lexical_of(subject, query_views, views, columns),
     )
-
-
-def _shelf(place: Path, body: Mapping[str, Any], ids: tuple[str, ...]) -> index_shards.Shelf:
-    layout = Layout({name: (int(size[0]), int(size[1])) for name, size in body["layout"].items()})
-    return index_shards.Shelf(place, body, code_of(layout, body["code"]), ids)
-
-
-def _whitened_queries(
-    wish: Wish, subject: Subject, asked: Material, shelf: index_shards.Shelf
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Q x D whitened gradients of the questions as posed, and their Q squared lengths."""
-    path = index_folder.verify(shelf.folder, shelf.manifest, FACTORS)
-    tensors = index_shards.read_factors(path, shelf.manifest["places"])
-    problem = Problem(asked.source, wish.options.fisher, wish.options.seed)
-    inverse = damped_inverse(wish, Factors(tensors, shelf.manifest["fit"]), problem)
-    plain = Blocks({name: Identity(*size) for name, size in subject.layers.sizes.items()})
-    raw = pose(subject, asked, plain).grads
-    flat = {name: inverse.layers[name].whiten(raw[name]).full() for name in shelf.code.layout.sizes}
-    query_QD = shelf.code.layout.flat(flat).cpu()
-    return query_QD, query_QD.double().square().sum(1).numpy()
-
-
-def _searched(
-    wish: Wish, shelf: index_shards.Shelf, query_QD: torch.Tensor, norms_Q: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values and columns: streaming where only the strongest are wanted and nothing must be divided."""
-    ids, top_k, how = shelf.ids, wish.options.top_k, wish.options.normalise
-    columns = {id_: n for n, id_ in enumerate(ids)}
-    best = None if top_k is None else TopK(columns, top_k, len(query_QD))
-    with counted(wish.watch, "search", int(shelf.manifest["n_train"])) as count:
-        if best is not None and how == "none":
-            shelf.search(query_QD, best, count)
-            return best.finish()
-        sink = AllScores.empty(len(query_QD), ids)
-        norms_N = shelf.search(query_QD, sink, count)
-    values = sink.values
-    if how == "relative":
-        values = relative_scores(values, norms_N)
-    elif how == "cosine":
-        values = cosine_scores(values, norms_N, norms_Q)
-    if best is None:
-        return values, None
-    best.put(ids, values, None)
-    return best.finish()
 
 
 def _caution(body: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Set
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from whence.tasks.rows import Quarantined, changed_files, row_view
 
 LEXICAL_MOST = 200_000_000  # Q x N beyond which word overlap is left out: it would outweigh the scores themselves
 NONFINITE = "nonfinite"
+NO_CANDIDATE = "not a candidate"
 CLOSER = ("token_tracks", "query_tracks", "token_pairs", "heads")  # what `tokenwise` adds to the result
 
 
@@ -45,7 +46,7 @@ def assemble(
         seconds: how long each part took.
     """
     quarantine = (*trained.quarantine, *nonfinite_rows(trained, found))
-    views = views_of(trained, quarantine)
+    views = _left_unscored(views_of(trained, quarantine), found.get("unscored", frozenset()))
     query_views = found.get("query_rows") or views_of(asked, ())
     columns = found.get("columns")
     return Scores(
@@ -76,6 +77,11 @@ def _more(trained: Material, found: Mapping[str, Any]) -> dict[str, Any]:
         "training": trained.recorded.about(),
         "warnings": [*more.get("warnings", ()), *trained.recorded.warnings],
     }
+
+
+def _left_unscored(views: Mapping[str, RowView], unscored: Set[str]) -> dict[str, RowView]:
+    """Rows that a funnel did not let through say so."""
+    return {id_: replace(view, status=NO_CANDIDATE) if id_ in unscored else view for id_, view in views.items()}
 
 
 def _with(about: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

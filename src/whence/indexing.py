@@ -50,7 +50,10 @@ SHARD_BYTES = 32_000_000
 OF_THE_MODEL = ("model.", "adapter.", "tokenizer.", "task.", "layers")
 # options that change neither the numbers nor what they are of
 TRUST = {"trust_remote_code", "allow_pickle_weights"}  # never taken from a file
-INCIDENTAL = {"device", "top_k", "lexical", "tokens", "trust_remote_code", "allow_pickle_weights", "max_bad_rows"}
+INCIDENTAL = {
+    "device", "top_k", "lexical", "tokens", "trust_remote_code", "allow_pickle_weights", "max_bad_rows", "query_rank",
+    "candidates", "audit",
+}  # fmt: skip
 TOO_LARGE = "too_large"
 NO_INDEX = ("checkpoints", "per_layer", "self_influence", "span", "generate")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from whence.errors import OptionError, did_you_mean
 
@@ -55,6 +55,16 @@ class TraceOptions(BaseModel):
         default="none",
         description="Divide by a length: relative (l-RelatIF: root of the row's self-influence), theta (theta-RelatIF: "
         "how far the row moves the parameters), cosine (relative, and by the question's too).",
+    )
+    candidates: str | None = Field(
+        default=None,
+        description="Score only rows that cheaper filters let through, such as bm25:5% or tfidf:10000,index@index/:200; "
+        "also embedding, activation, and a+b for both. What that loses is measured.",
+    )
+    audit: Literal["auto", "all"] | NonNegativeInt = Field(
+        default="auto",
+        description="Rows beside the candidates that are scored to measure what the filters lost: a count, all, or "
+        "auto (a twentieth of the rows, at least 200).",
     )
     query_rank: Literal["auto", "none"] | PositiveInt = Field(
         default="auto",

@@ -30,7 +30,8 @@ RENDERERS: dict[str, Callable[..., Any]] = {}
 class RowView:
     """What a person may want to see of a row: id, text and where it came from.
 
-    ``status`` is ``scored``, ``truncated`` (scored on its first tokens only) or ``quarantined:<code>``.
+    ``status`` is ``scored``, ``truncated`` (scored on its first tokens only), ``quarantined:<code>`` or, behind the
+    filters of a funnel, ``not a candidate``.
     ``spans`` are (kind, text) pieces of the text, such as ("prompt", ...), ("completion", ...); empty when it is one.
     """
 
