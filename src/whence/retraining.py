@@ -300,7 +300,7 @@ def loo(
     if not 3 <= count <= total:
         raise OptionError(f"{count} rows left out of {total}", wanted=f"3 to {total}")
     chosen = np.sort(np.random.default_rng(how.terms.options.seed).permutation(total)[:count])
-    scores = everything.scores(how.terms.contenders or LOO)
+    scores = everything.scores(how.terms.contenders or everybody(LOO, how))
     bank = everything.trained(left_out(total, chosen.tolist(), range(how.seeds)))
     return loo_outcome(scores, chosen.tolist(), changes(_finite(bank)), about=everything.about(model))
 
@@ -328,7 +328,12 @@ def removal(
         WhenceError: as ``whence.attribute``; a bank that does not match.
     """
     everything = ready(model, train=train, query=query, how=how, watch=watch or Silent())
-    return judged_removal(everything, counts=counts, names=how.terms.contenders or REMOVAL, model=model)
+    return judged_removal(everything, counts=counts, names=how.terms.contenders or everybody(REMOVAL, how), model=model)
+
+
+def everybody(names: Sequence[str], how: Retraining) -> tuple[str, ...]:
+    """The usual contenders, and EK-FAC at the damping that the training implies where its start is known."""
+    return (*names, f"{REFERENCE}@{IMPLIED}") if how.base is not None else tuple(names)
 
 
 def judged_removal(everything: Ready, *, counts: Sequence[int], names: Sequence[str], model: Any = None) -> Outcome:
