@@ -10,6 +10,7 @@ import numpy as np
 from whence.candidates.duplicates import near_duplicates
 from whence.report import Extras, render_html, report_data
 from whence.report.damping import damping_table
+from whence.report.stages import stage_table
 from whence.report.unrolled import run_tables
 from whence.results import Scores
 
@@ -24,7 +25,9 @@ def page(scores: Scores, extras: Extras | None = None) -> str:
     asked = extras.quarantine or scores.about.get("quarantine", ())
     study = scores.about.get("damping_study")
     ran = scores.about.get("unrolled")
-    tables = (*extras.tables, *([damping_table(study)] if study else []), *(run_tables(ran) if ran else ()))
+    stages = scores.about.get("stages")
+    tables = (*extras.tables, *([stage_table(scores, stages)] if stages else []))
+    tables = (*tables, *([damping_table(study)] if study else []), *(run_tables(ran) if ran else ()))
     return render_html(report_data(scores, extras=replace(extras, groups=found, quarantine=asked, tables=tables)))
 
 

@@ -94,7 +94,7 @@ def attribute_stages(
         WhenceError: as ``whence.attribute``.
     """
     started = time.perf_counter()
-    _check_options(ask.options)
+    check_stage_options(ask.options)
     subject = tuned_subject(ask, model)
     trained = open_rows(subject, train, what="train")
     asked = open_rows(subject, query, what="query")
@@ -106,21 +106,21 @@ def attribute_stages(
     _note(ask, shared, alpha)
     raw = collect(asked.source)
     probe = raw.grads if len(raw.ids) <= PROBES else {name: g.rows(0, PROBES) for name, g in raw.grads.items()}
-    second = _fitted(ask, TUNING, subject, trained, damping=absolute(alpha), probe=probe)
+    second = fit_stage(ask, TUNING, subject, trained, damping=absolute(alpha), probe=probe)
     inverse = tuned_inverse(second.operator, alpha)
-    first = _fitted(
+    first = fit_stage(
         ask, PRETRAINING, base, rows, damping=ask.damping, probe=through_tuning(inverse.apply(probe), alpha, shared)
     )
     staged = Staged(inverse, first.operator.power(-1, ask.damping), alpha, shared)
     direct = isinstance(staged.tuned, Blocks) and isinstance(staged.pretrained, Blocks)
     ways = Way(staged.to_tuning_rows, direct), Way(staged.to_pretraining_rows, direct)
     parts = [
-        _scored(ask, stage, asked, Sides(stage.subject, stage.rows, asked, way, raw, subject))
+        score_stage(ask, stage, asked, Sides(stage.subject, stage.rows, asked, way, raw, subject))
         for stage, way in zip((second, first), ways, strict=True)
     ]
     seconds = {"total": time.perf_counter() - started}
-    scores = _said(ask, joined(parts), seconds, alpha=alpha, shared=shared)
-    return _top(scores, ask.options.top_k), _record(ask, second, first, asked, alpha=alpha)
+    scores = told(ask, joined(parts), seconds, alpha=alpha, shared=shared)
+    return strongest(scores, ask.options.top_k), _record(ask, second, first, asked, alpha=alpha)
 
 
 def tuned_subject(ask: Ask, model: Any) -> Subject:
@@ -202,6 +202,7 @@ def joined(parts: list[Scores]) -> Scores:
         about={
             **second.about,
             "pretraining": first.about.get("train"),
+            "stages": {TUNING: second.n_train, PRETRAINING: first.n_train},
             "quarantine": [entry for part in parts for entry in part.about.get("quarantine", ())],
         },
     )
@@ -211,7 +212,7 @@ def _sourced(view: RowView, stage: str) -> RowView:
     return replace(view, source=f"{stage}: {view.source}" if view.source else stage)
 
 
-def _check_options(options: TraceOptions) -> None:
+def check_stage_options(options: TraceOptions) -> None:
     for name, plain in (("normalise", "none"), ("per_layer", False), ("self_influence", False)):
         if getattr(options, name) != plain:
             raise OptionError(
@@ -232,7 +233,7 @@ def _note(ask: Ask, shared: Mapping[str, str], alpha: float) -> None:
     ask.watch.note("stages", said, shared=dict(shared), alpha=alpha)
 
 
-def _fitted(ask: Ask, name: str, subject: Subject, rows: Material, *, damping: Damping, probe: Gradients) -> Stage:
+def fit_stage(ask: Ask, name: str, subject: Subject, rows: Material, *, damping: Damping, probe: Gradients) -> Stage:
     """The curvature of one stage, on as many rows as the options say."""
     options = ask.options
     settings = FitOptions(fisher=options.fisher, rows=options.fit_rows, seed=options.seed, damping=damping)
@@ -243,7 +244,7 @@ def _fitted(ask: Ask, name: str, subject: Subject, rows: Material, *, damping: D
     return Stage(name, subject, rows, factors, ask.method.operator(factors, problem))
 
 
-def _scored(ask: Ask, stage: Stage, asked: Material, sides: Sides) -> Scores:
+def score_stage(ask: Ask, stage: Stage, asked: Material, sides: Sides) -> Scores:
     """One pass over the rows of a stage, and a closer look at the strongest; ``sides.queries`` are raw gradients."""
     queries = replace(sides.queries, grads=sides.inverse.apply(sides.queries.grads))
     sink = AllScores.empty(len(queries.ids), stage.rows.rows.ids)
@@ -265,7 +266,7 @@ def _counted(watch: Watcher, rows: Material, name: str, total: int):
     return rows.source.with_progress(count)
 
 
-def _said(ask: Ask, scores: Scores, seconds: Mapping[str, float], *, alpha: float, shared: Mapping[str, str]) -> Scores:
+def told(ask: Ask, scores: Scores, seconds: Mapping[str, float], *, alpha: float, shared: Mapping[str, str]) -> Scores:
     """What a reader must know of a result of two stages."""
     warnings = [
         *scores.about.get("warnings", ()),
@@ -276,7 +277,7 @@ def _said(ask: Ask, scores: Scores, seconds: Mapping[str, float], *, alpha: floa
     return scores.with_(about={**scores.about, **changes, "alpha": alpha, "seconds": dict(seconds)})
 
 
-def _top(scores: Scores, top_k: int | None) -> Scores:
+def strongest(scores: Scores, top_k: int | None) -> Scores:
     if top_k is None:
         return scores
     best = TopK({id_: n for n, id_ in enumerate(scores.train_ids)}, top_k, len(scores.query_ids))

@@ -18,6 +18,8 @@ from whence.report import render_text, report_data
 BUDGET = "KB (1,000 bytes) kept of each row, at most."
 SCHEME = "sparse, low_rank, int8, fp16, or auto: all numbers where they fit, else each row's strongest."
 SHARD = "Which of several processes this is, such as 3/16 (from 0); they share the work through the folder."
+TUNED = "A model fine-tuned from the indexed one: the question is to this model, and its rows answer as well."
+TUNED_DATA = "Rows it was fine-tuned on, as --data."
 OUT = "Folder of the index; the same command goes on where it stopped."
 
 
@@ -78,6 +80,8 @@ def ask(
     model: Annotated[
         str | None, typer.Option(help="The indexed model, if it is elsewhere now.", show_default=False)
     ] = None,
+    tuned: Annotated[str | None, typer.Option(help=TUNED, show_default=False)] = None,
+    tuned_data: Annotated[list[str] | None, typer.Option(help=TUNED_DATA, show_default=False)] = None,
     top_k: Annotated[int | None, typer.Option(help=describe("top_k"), show_default=False)] = None,
     normalise: Annotated[str | None, typer.Option(help=describe("normalise"), show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=describe("out"), show_default=False)] = None,
@@ -87,6 +91,7 @@ def ask(
     combine: Annotated[str | None, typer.Option(help=describe("combine"), hidden=True)] = None,
     column: Annotated[list[str] | None, typer.Option(help=describe("columns"), hidden=True)] = None,
     device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
+    alpha: Annotated[str, typer.Option(help=describe("alpha"), hidden=True)] = "auto",
 ) -> int:
     """Which rows of an index made the model say this? The training rows themselves are not read.
 
@@ -94,14 +99,17 @@ def ask(
 
     whence ask --index index/ --query questions.jsonl --top-k 100 -o run/
 
+    whence ask --index base-index/ --tuned ./tuned --tuned-data tune.jsonl --query questions.jsonl
+
     The model is loaded for the question's gradient; it must be the one that was indexed, which is told by its content.
+    With --tuned the question is to a model that was fine-tuned from it: rows of both stages answer, in the same nats.
     """
     questions = _questions(query, prompt, response, against, generate)
     asking = importlib.import_module("whence.asking")
     scores = asking.ask(
         index, questions, model=model, out=out, report=report, watch=voice, top_k=top_k, normalise=normalise, span=span,
         combine="contrast" if against is not None else combine, generate=generate or None,
-        columns=_columns(column) or None, device=device,
+        columns=_columns(column) or None, device=device, tuned=_tuned(tuned, tuned_data, alpha),
     )  # fmt: skip
     if voice.json:
         emit_scores(voice, scores, top_k or LISTED)
@@ -113,6 +121,15 @@ def ask(
     then = f"open {page} in a browser" if page else "add -o run/ to keep the scores and the HTML report"
     voice.say(f"\nnext: {then}", "bold")
     return 0
+
+
+def _tuned(model: str | None, data: list[str] | None, alpha: str) -> dict[str, Any] | None:
+    if (model is None) != (not data):
+        raise OptionError(
+            "--tuned without --tuned-data" if model else "--tuned-data without --tuned",
+            wanted="both: the fine-tuned model and the rows it was tuned on",
+        )
+    return None if model is None else {"model": model, "data": data, "alpha": alpha}
 
 
 def _questions(
