@@ -10,6 +10,7 @@ from typing import Any
 
 from whence.api import questions_of, write_report
 from whence.api import save as save_run
+from whence.asking_stages import IndexPlace, Tuning, answer_stages
 from whence.assemble import lexical_of, views_of
 from whence.curvature.base import get_method
 from whence.errors import OptionError
@@ -49,7 +50,8 @@ def ask(
         report: file for the HTML report.
         watch: hears how far the work is.
         overrides: ``top_k``, ``normalise`` (none, relative, cosine), ``span``, ``combine``, ``generate``, ``device``,
-            ``lexical``, ``columns``.
+            ``lexical``, ``columns``. ``tuned={"model": ..., "data": rows}`` (and perhaps ``alpha``) asks a model that
+            was fine-tuned from the indexed one: its rows and those of the index, in the same nats.
 
     Returns:
         Scores as of ``attribute``, without token scores.
@@ -61,13 +63,18 @@ def ask(
     started = time.perf_counter()
     place = Path(index).expanduser()
     body = index_folder.read_manifest(place)
+    tuned = overrides.pop("tuned", None)
     options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
     wish = _resolve_question(body, options, watch)
     if model is None and str(body["spec"]).startswith("live "):
         raise OptionError(
             "an index of a live model", wanted="that model", try_="whence.ask(index, query, model=(model, tokenizer))"
         )
-    scores = _answer(wish, place, body, model=body["spec"] if model is None else model, query=query)
+    there = IndexPlace(place, body, body["spec"] if model is None else model)
+    if tuned is not None:
+        scores = answer_stages(wish, there, tuned if isinstance(tuned, Tuning) else Tuning(**tuned), query)
+    else:
+        scores = _answer(wish, place, body, model=there.model, query=query)
     seconds = {"total": round(time.perf_counter() - started, 3)}
     scores = scores.with_(about={**scores.about, "seconds": seconds})
     if out is not None:
@@ -108,7 +115,7 @@ def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, que
         values=values,
         query_ids=tuple(query_views),
         train_ids=tuple(views),
-        n_train=int(body["n_train"]),
+        n_train=int(body.get("train_size") or body["n_train"]),
         columns=columns,
         about={**about, "quarantine": quarantine},
         train_rows=views,

@@ -275,6 +275,7 @@ class _Build:
             "shards": shards,
             "rows": len(self.trained.rows.ids),
             "n_train": len(self.trained.examples),
+            "train_size": self.trained.total,
             "bytes_per_row": code.bytes_per_row + index_shards.KNOWN_BYTES,
             "fit": dict(factors.about),
             "about": about,

@@ -21,6 +21,7 @@ FLOORS = {
         "planning",
         "assemble",
         "asking",
+        "asking_stages",
         "indexing",
         "building",
         "stages",
