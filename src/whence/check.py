@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from whence.gradients.layers import Layer, Layers, matrix_of, parameters_of
+from whence.gradients.layers import Layer, Layers, find_layers, matrix_of, parameters_of
+from whence.gradients.precision import HALVES, OutputGradients, in_full, lost
 from whence.gradients.source import LiveGradients
 from whence.scores.score import collect
 from whence.tasks.base import Batch, Example, Task, device_of, move
@@ -23,6 +24,8 @@ Verdict = Literal["held", "broken", "noted"]
 # Relative error of a gradient that rounding alone explains.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 ROWS = 3
+LARGEST_COPY = 4_000_000_000  # parameters of a model that is copied in float32
+MOST_LOST = 0.01  # share of a layer's output gradients that half precision may lose
 GROUPS = 16  # a row's tokens are taken in at most this many parts: each costs a backward pass
 
 
@@ -65,7 +68,19 @@ class Checked:
 
 def examine(checked: Checked, *, step: Callable[[int, int], None] | None = None) -> list[Finding]:
     """Run every law; ``step`` hears (done, total)."""
-    laws = (autograd, tokens, composition, padding, repeat, drawn_labels, coverage, evaluation, start_token, trained)
+    laws = (
+        autograd,
+        precision,
+        tokens,
+        composition,
+        padding,
+        repeat,
+        drawn_labels,
+        coverage,
+        evaluation,
+        start_token,
+        trained,
+    )
     chosen = replace(checked, examples=_pick(checked.examples))
     findings = []
     for done, law in enumerate(laws):
@@ -94,6 +109,36 @@ def autograd(checked: Checked) -> Finding:
         held=f"captured gradients equal autograd's on {len(checked.examples)} rows x {len(checked.layers)} layers",
         broken=f"captured gradients differ from autograd's at {where}: scores of this layer cannot be trusted",
     )
+
+
+def precision(checked: Checked) -> Finding:
+    """In half precision: how many numbers of the output gradients are lost that float32 has."""
+    count = sum(p.numel() for p in checked.model.parameters())
+    if checked.dtype not in HALVES:
+        return Finding("precision", "noted", f"the model computes in {_name(checked.dtype)}: nothing is lost to it")
+    if count > LARGEST_COPY:
+        return Finding("precision", "noted", f"{count:,} parameters are too many for a copy in float32 to compare with")
+    half, full = (_output_gradients(checked, model) for model in (checked.model, in_full(checked.model)))
+    name, worst = max(lost(half, full).items(), key=lambda item: item[1].share)
+    said = (
+        f"{_name(checked.dtype)}: of the output gradients that float32 has, {worst.share:.2%} are 0 in {name} "
+        f"({worst.zeros:,} of {worst.entries:,}); no layer loses more"
+    )
+    if worst.share > MOST_LOST:
+        return Finding("precision", "broken", f"{said}. Try dtype float32 or bfloat16", worst.share, MOST_LOST)
+    return Finding("precision", "held", said, worst.share, MOST_LOST)
+
+
+def _output_gradients(checked: Checked, model: nn.Module) -> OutputGradients:
+    found = OutputGradients()
+    plan = plan_batches([e.length for e in checked.examples], token_budget=1)
+    layers = find_layers(model, checked.layers.names)
+    LiveGradients(model, checked.task, checked.examples, plan, layers).visit(found)
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def tokens(checked: Checked) -> Finding:

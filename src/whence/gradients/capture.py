@@ -69,6 +69,7 @@ class Capture:
         others: masks of further token axes of other lengths (an encoder's beside a decoder's).
         views: how many neighbours on the model's batch axis make one example; their tokens become its tokens.
         see: called once per layer with its ``Outer``.
+        scale: the backward pass starts from this times the losses; gradients are divided by it in float32 at least.
         finite: B booleans, False for examples that sent a non-finite gradient (their rows are zeroed before ``see``).
     """
 
@@ -79,6 +80,7 @@ class Capture:
     see: See
     others: tuple[Tensor, ...] = ()
     views: int = 1
+    scale: float = 1.0
     finite: Tensor | None = None
     _pending: dict[str, _Pending] = field(default_factory=dict)
     _in_backward: bool = False
@@ -114,7 +116,7 @@ class Capture:
                 try_="other --layers, or activation checkpointing off in the model",
             )
         self._in_backward = True
-        losses.sum().backward()
+        (losses.sum() * self.scale).backward()
         for layer in self.layers:
             self._show_unreached(layer, losses)
 
@@ -151,7 +153,7 @@ class Capture:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=-1)
         a, count = self._grouped(layer, rows, tokens)
         output.register_hook(
-            lambda g: self._arrived(layer, self._grouped(layer, _wide(g.detach()), tokens)[0], a, positions=count)
+            lambda g: self._arrived(layer, self._grouped(layer, self._wide(g.detach()), tokens)[0], a, positions=count)
         )
 
     def _grouped(self, layer: Layer, rows: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
@@ -171,7 +173,7 @@ class Capture:
                     lambda g: self._arrived(
                         layer,
                         self._one_hot(ids if silent is None else ids.where(ids != silent, -1), layer, g),
-                        self._masked(self._token_rows(layer, _wide(g))),
+                        self._masked(self._token_rows(layer, self._wide(g))),
                     )
                 )
             return replaced
@@ -201,6 +203,10 @@ class Capture:
         pending.expected += 1
         return True
 
+    def _wide(self, g: Tensor) -> Tensor:
+        """A gradient of the losses themselves, in float32 at least."""
+        return _wide(g) if self.scale == 1.0 else _wide(g) / self.scale
+
     def _input_rows(self, layer: Layer, module: nn.Module, x: Tensor) -> Tensor:
         """B x T x I inputs, masked, with the ones column; shared by identity among modules fed the same tensor."""
         last = self._last_input
@@ -213,7 +219,7 @@ class Capture:
         return rows
 
     def _gradient_rows(self, layer: Layer, module: nn.Module, g: Tensor) -> Tensor:
-        return self._masked(self._token_rows(layer, layer.kind.outputs(module, _wide(g.detach()))))
+        return self._masked(self._token_rows(layer, layer.kind.outputs(module, self._wide(g.detach()))))
 
     def _token_rows(self, layer: Layer, tensor: Tensor) -> Tensor:
         """Any shape that starts with the batch as B x T x features; flattened B*T rows are unflattened.

@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from whence.gradients.capture import Capture, frozen
+from whence.gradients.capture import Capture, See, frozen
 from whence.gradients.layers import Layers
+from whence.gradients.precision import Held, scales
 from whence.gradients.ranks import Ranks, share_of, turns
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.tasks.base import Batch, Example, Task, device_of, measurements_of, move
@@ -150,18 +151,35 @@ class LiveGradients:
             share(self.ranks)
 
     def _one_batch(self, visitor: Visitor, batch: Batch, labels: Labels, seed: int) -> None:
+        """One batch, in float16 with the largest scale of the loss that does not overflow."""
         batch = move(batch, device_of(self.model))
+        *larger, last = scales(self.model)
+        for scale in larger:
+            held = Held()
+            closed = self._backward(held.see, batch, (labels, seed), scale=scale)
+            if self._all(bool(closed.finite.all())):
+                for layer, grads in held.seen:
+                    visitor.see(layer, grads)
+                return visitor.close(closed)
+        return visitor.close(self._backward(visitor.see, batch, (labels, seed), scale=last))
+
+    def _all(self, good: bool) -> bool:
+        """Whether it is so on every rank: they must repeat a batch together."""
+        return good if self.ranks is None else all(self.ranks.everyone(good))
+
+    def _backward(self, see: See, batch: Batch, drawn: tuple[Labels, int], *, scale: float) -> Closed:
         mask = batch.mask if batch.padded else None
         tokens = None if batch.mask is None else batch.mask.shape[1]
         others = batch.other_masks if batch.padded else ()
-        capture = Capture(self.layers, len(batch), tokens, mask, visitor.see, others, batch.views)
+        capture = Capture(self.layers, len(batch), tokens, mask, see, others, batch.views, scale)
+        labels, seed = drawn
         with torch.enable_grad(), capture.attached():
             losses = self._losses(batch, labels, seed)
             usable = torch.isfinite(losses.detach())
             # A non-finite loss must not reach the sums: where() also stops its gradient, the others are untouched.
             capture.backward(losses if bool(usable.all()) else torch.where(usable, losses, 0.0))
         finite = usable if capture.finite is None else usable & capture.finite
-        visitor.close(Closed(batch.ids, losses.detach().cpu(), finite.cpu()))
+        return Closed(batch.ids, losses.detach().cpu(), finite.cpu())
 
     def _losses(self, batch: Batch, labels: Labels, seed: int) -> Tensor:
         if labels == "measurement":
