@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whence.api import load as load
     from whence.api import self_influence as self_influence
     from whence.asking import ask as ask
+    from whence.callback import WhenceCallback as WhenceCallback
     from whence.curvature.base import Method as Method
     from whence.errors import WhenceError as WhenceError
     from whence.indexing import build_index as build_index
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from whence.results import Scores as Scores
     from whence.tasks.base import Batch as Batch
     from whence.tasks.base import Task as Task
+    from whence.unrolled.front import unroll as unroll
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,8 @@ _HOMES = {
     "build_index": "whence.indexing",
     "load": "whence.api",
     "self_influence": "whence.api",
+    "unroll": "whence.unrolled.front",
+    "WhenceCallback": "whence.callback",
     "TraceOptions": "whence.options",
     "Scores": "whence.results",
     "Task": "whence.tasks.base",
@@ -59,6 +63,7 @@ __all__ = [
     "Scores",
     "Task",
     "TraceOptions",
+    "WhenceCallback",
     "WhenceError",
     "__version__",
     "absolute",
@@ -69,6 +74,7 @@ __all__ = [
     "load",
     "relative",
     "self_influence",
+    "unroll",
 ]
 
 

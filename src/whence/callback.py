@@ -2,7 +2,7 @@
 
 ::
 
-    from whence.callback import WhenceCallback
+    from whence import WhenceCallback
 
     trainer = Trainer(..., callbacks=[WhenceCallback()])
 

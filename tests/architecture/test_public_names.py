@@ -17,6 +17,7 @@ PUBLIC = [
     "Scores",
     "Task",
     "TraceOptions",
+    "WhenceCallback",
     "WhenceError",
     "__version__",
     "absolute",
@@ -27,6 +28,7 @@ PUBLIC = [
     "load",
     "relative",
     "self_influence",
+    "unroll",
 ]
 
 
