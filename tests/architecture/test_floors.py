@@ -22,6 +22,8 @@ FLOORS = {
         "assemble",
         "asking",
         "asking_stages",
+        "searching",
+        "funnelling",
         "indexing",
         "building",
         "stages",
