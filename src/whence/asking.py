@@ -22,7 +22,7 @@ from whence.questions import answered, focused, posed_views
 from whence.results import Scores
 from whence.scoring import check_losses, measured
 from whence.searching import Lookup, require_model, shelf_of
-from whence.store import index_folder, tables
+from whence.store import index_folder, index_schema, tables
 from whence.store.index_folder import QUARANTINE, ROWS
 from whence.watch import Silent, Watcher
 
@@ -62,7 +62,7 @@ def ask(
     """
     started = time.perf_counter()
     place = Path(index).expanduser()
-    body = index_folder.read_manifest(place)
+    body = index_schema.checked(place, index_folder.read_manifest(place), own_method=overrides.get("method"))
     tuned = overrides.pop("tuned", None)
     options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
     wish = _resolve_question(body, options, watch)

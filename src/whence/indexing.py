@@ -55,7 +55,7 @@ INCIDENTAL = {
     "candidates", "audit",
 }  # fmt: skip
 TOO_LARGE = "too_large"
-NO_INDEX = ("checkpoints", "per_layer", "self_influence", "span", "generate")
+NO_INDEX = ("fsdp", "checkpoints", "per_layer", "self_influence", "span", "generate")
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,10 @@ def build_index(
     kept = Compression(**compression) if isinstance(compression, Mapping) else compression or Compression()
     member = member_of(overrides.pop("shard", None), os.environ)
     ask = _resolve(options, overrides, watch)
-    request = {"model": model, "train": list(train) if isinstance(train, tuple) else train}
     with _held(out, member) as (place, crew):
         subject = open_subject(model, _placed(ask.options, member), ask.watch)
         trained = open_rows(subject, train, what="train")
-        extra = {"threads": torch.get_num_threads(), "request": request if _is_text(request) else None}
+        extra = {"threads": torch.get_num_threads(), "request": _request(ask, model, train, kept)}
         identity = _identity(ask, subject, trained, kept)
         folder = index_folder.open_plan(place, identity, member=crew.name, extra=extra)
         with threads(int(folder.plan["threads"])):
@@ -146,8 +145,8 @@ def _held(out: str | Path, member: Member | None) -> Iterator[tuple[Path, Crew]]
 
 def tidy(place: Path) -> None:
     """One journal of all, and of a finished index nothing that is not needed; for who holds the folder alone."""
-    journal, kept = Journal(place), None
-    if (place / index_folder.MANIFEST).is_file():
+    journal, kept = Journal(place, entries=index_folder.entries_of_manifest(place)), None
+    if journal.entries:  # as told by a manifest that is whole
         body = index_folder.read_manifest(place)
         kept = [*body["files"], *(entry["name"] for entry in body.get("splits", ()))]
         for path in sorted(place.glob(index_folder.SCRATCH)):
@@ -172,6 +171,14 @@ def _placed(options: TraceOptions, member: Member | None) -> TraceOptions:
     if member is None or options.device != "auto" or not torch.cuda.is_available():
         return options
     return options.model_copy(update={"device": f"cuda:{member.local % torch.cuda.device_count()}"})
+
+
+def _request(ask: Wish, model: Any, train: Any, kept: Compression) -> dict[str, Any] | None:
+    """What ``whence repair`` needs to make parts again; nothing where Python objects were given."""
+    told = {"model": model, "train": list(train) if isinstance(train, tuple) else train}
+    if not _is_text(told):
+        return None
+    return {**told, "options": ask.options.model_dump(exclude=TRUST), "compression": asdict(kept)}
 
 
 def _is_text(value: Any) -> bool:

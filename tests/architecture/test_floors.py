@@ -26,6 +26,7 @@ FLOORS = {
         "funnelling",
         "indexing",
         "building",
+        "repairing",
         "stages",
         "dampings",
         "evaluating",

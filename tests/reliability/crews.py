@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reliability.harness import Count, Ended, Workload, forked, fresh, result_of, run_forked, snapshot, workload
-from whence.store.crew import VARIABLE
+from whence.store.crew import DONE, MEMBERS, VARIABLE
 from whence.store.index_folder import MANIFEST, read_manifest, verify
 
 PATIENCE = 6.0  # seconds without a sign of life, in these tests; the default is longer
@@ -91,7 +92,7 @@ def shards(work: Workload, folder: Path, count: int) -> list[Ended]:
 
 
 DEATHS = ("kill", "stop", "freeze", "exit")
-PHASES = {"at the start": 12, "in the fit": 70, "in the shards": 170}
+PHASES = {"at the start": 12, "in the fit": 70, "in the shards": 120}
 
 
 def rank_death(
@@ -122,8 +123,8 @@ def rank_death(
             lasted = time.monotonic() - began
             slowest = max(slowest, lasted)
             others = [e for rank, e in enumerate(ended) if rank != victim]
-            # a rank that never reached its fault has ended well, and so must the others
-            struck = ended[victim].code != 0
+            # a rank that died with nothing left to do, or never reached its fault, is missed by nobody
+            struck = ended[victim].code != 0 and not _was_done(folder, victim)
             named = all(e.code == 75 and f"rank {victim} of {count}" in e.error for e in others)
             again = ranks(work, folder, 3 if count == 2 else 1)
             fine = (named if struck else all(e.code == 0 for e in others)) and lasted <= LONGEST
@@ -132,6 +133,12 @@ def rank_death(
                 wrong.append(f"{kind} of rank {victim} of {count} {phase}: {told}, then {[e.code for e in again]}")
     facts = {"slowest_seconds": round(slowest, 1), "wrong": wrong[:5]}
     return Count("R12", "a dead rank: named in time by the others, then resumed", len(cases), len(wrong), facts)
+
+
+def _was_done(folder: Path, rank: int) -> bool:
+    """Had it said that nothing was left to do?"""
+    told = folder / MEMBERS / f"rank-{rank}"
+    return json.loads(told.read_text())["state"] == DONE if told.exists() else (folder / MANIFEST).exists()
 
 
 def array_death(place: Path, *, count: int = 3) -> Count:

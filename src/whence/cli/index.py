@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ def index(
     batch_tokens: Annotated[int, typer.Option(help=describe("batch_tokens"), hidden=True)] = 4096,
     device: Annotated[str, typer.Option(help=describe("device"), hidden=True)] = "auto",
     seed: Annotated[int, typer.Option(help=describe("seed"), hidden=True)] = 0,
+    shard_mb: Annotated[float, typer.Option(help="MB (1,000,000 bytes) of a file of rows.", hidden=True)] = 32.0,
     shard: Annotated[str | None, typer.Option(help=SHARD, show_default=False, hidden=True)] = None,
 ) -> int:
     """Keep every training row's whitened gradient in few bytes, so that any later question takes moments.
@@ -51,7 +53,7 @@ def index(
     whence ask --index index/ --prompt "Who wrote Dune?" --response " Isaac Asimov."
 
     Costs what one trace costs: the fit and one more pass over the rows. Many processes share the work under torchrun,
-    accelerate launch or srun (``torchrun --nproc-per-node 4 -m whence index ...``), or with ``--shard 3/16`` in an array.
+    accelerate launch or srun (`torchrun --nproc-per-node 4 -m whence index ...`), or in an array with `--shard 3/16`.
     """
     rows = int(fit_rows) if fit_rows.isdigit() else fit_rows
     options = trace_options(
@@ -59,7 +61,8 @@ def index(
         columns=_columns(column), max_bad_rows=max_bad_rows, batch_tokens=batch_tokens, device=device, seed=seed,
     )  # fmt: skip
     indexing = importlib.import_module("whence.indexing")  # torch and transformers load only when there is work
-    compression = indexing.Compression(budget, scheme)
+    compression = indexing.Compression(budget, scheme, int(shard_mb * 1_000_000))
+    _quiet_unless_first(voice, shard)
     body = indexing.build_index(
         model, train=data, out=out, compression=compression, options=options, watch=voice, shard=shard
     )
@@ -141,6 +144,12 @@ def _questions(
     asked = {"query": tuple(query or ()), "prompt": prompt, "response": response, "against": against}
     request = TraceRequest(model="", data=("",), options=trace_options(generate=generate), **asked)
     return importlib.import_module("whence.api").asked_of(request)
+
+
+def _quiet_unless_first(voice: Voice, shard: str | None) -> None:
+    """Of several processes the first one speaks; errors come from everybody."""
+    member = importlib.import_module("whence.store.crew").member_of(shard, os.environ)
+    voice.quiet = voice.quiet or (member is not None and member.kind == "rank" and member.number > 0)
 
 
 def _columns(given: Iterable[str] | None) -> dict[str, str]:

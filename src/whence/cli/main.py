@@ -47,6 +47,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "trace": ("trace", "Which training rows made the model say this?"),
     "index": ("index", "Keep every row's gradient in few bytes, so that any question takes moments."),
     "ask": ("index", "Which rows of an index made the model say this?"),
+    "repair": ("repair", "Is an index as it was written? Make again what is not, and only that."),
     "check": ("laws", "Is it right on your model? The laws, measured on your own rows."),
     "damping": ("damping", "Which damping does the evidence speak for?"),
     "select": ("select", "Which rows to train on for these questions, or to leave out."),
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
             code = _run(voice, arguments, signals)
         except (KeyboardInterrupt, typer.Abort, Stopped):
             code = INTERRUPTED
-    if signals.received == signal.SIGTERM:
+    if signals.received not in (None, signal.SIGINT):
         return _explain(voice, "stopped; the same command can be run again", STOPPED)
     return _explain(voice, "interrupted", INTERRUPTED) if signals.received or code == INTERRUPTED else code
 

@@ -285,6 +285,7 @@ def joined(
     if lock.alone():
         try:
             clear(place)
+            clear_parts(place)  # of those who died on the way
             after(place)
             atomic.remove(place / OWNER)
         finally:

@@ -125,7 +125,7 @@ def open_plan(
         atomic.write_json_once(path, {**whole, "seal": seal(whole)})
     plan = read_plan(folder)
     require_same(folder, plan["identity"], told)
-    journal = Journal(folder, journal_name(member), dict(_of_manifest(folder)))
+    journal = Journal(folder, journal_name(member), entries_of_manifest(folder))
     journal.refresh()
     return IndexFolder(folder, told, journal, {k: v for k, v in plan.items() if k not in ("identity", "format")})
 
@@ -145,7 +145,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
         except StoreError:
             body = {}
         if not body:
-            raise
+            raise StoreError(
+                f"{path} is damaged, and there is no manifest that repeats it",
+                wanted="to know what this folder is an index of",
+                try_="whence index ... -o another folder",
+            ) from None
         plan = {"format": FORMAT, "identity": body["identity"], **body.get("plan", {})}
         atomic.write_json(path, {**plan, "seal": seal(plan)})
     if plan.get("format") != FORMAT or not isinstance(plan.get("identity"), dict):
@@ -157,7 +161,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _of_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def entries_of_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Journal entries as the manifest of a finished index knows them, for a journal that was damaged."""
     try:
         body = read_manifest(folder)

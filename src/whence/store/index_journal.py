@@ -33,12 +33,14 @@ class Journal:
         own: file that this process appends to.
         entries: name -> entry.
         broken: lines that do not fit their checksum.
+        torn: whether a journal ends in half a line.
     """
 
     folder: Path
     own: str = JOURNAL
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: int = 0
+    torn: bool = False
     _read: dict[str, int] = field(default_factory=dict)
 
     def refresh(self) -> None:
@@ -53,6 +55,7 @@ class Journal:
                 continue
             whole = text.rfind(b"\n") + 1  # a line without its end may still be on its way
             self._read[path.name] = start + whole
+            self.torn |= whole < len(text)
             for line in text[:whole].splitlines():
                 entry = read_line(line)
                 if entry is None:

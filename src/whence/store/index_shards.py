@@ -20,7 +20,7 @@ from whence.linalg.matrix_batch import MatrixBatch
 from whence.scores.sinks import Sink
 from whence.store import atomic
 from whence.store.ahead import worked_ahead
-from whence.store.index_folder import damaged, shard_name, verify
+from whence.store.index_folder import MANIFEST, damaged, shard_name, verify
 
 ROW, NORM, LOSS = "row", "norm", "loss"
 KNOWN = {ROW: torch.int32, NORM: torch.float32, LOSS: torch.float32}
@@ -185,6 +185,8 @@ class Shelf:
         Returns:
             N squared norms of the whitened rows (their self-influence); NaN for rows without a score.
         """
+        if query_QD.shape[1] != self.code.layout.total:
+            raise damaged(self.folder / MANIFEST, "its rows are not as long as the model's whitened gradient")
         norms = np.full(len(self.ids), np.nan)
         for block, scores_BQ in worked_ahead(lambda b: (b, self.code.dot(b, query_QD)), self.blocks()):
             rows, norm = block[ROW].long().numpy(), block[NORM].double().numpy()

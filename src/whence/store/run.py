@@ -230,7 +230,10 @@ def verify(folder: Path, body: Mapping[str, Any]) -> None:
     Raises:
         StoreError: names the first file that is missing or differs.
     """
-    for name, record in body["files"].items():
+    files = body.get("files")
+    if not isinstance(files, Mapping):
+        raise _damaged(folder / MANIFEST, "it does not list its files")
+    for name, record in files.items():
         if Path(name).name != name:
             raise _damaged(folder / MANIFEST, f"it names a file outside its folder: {name!r}")
         if not name.endswith((".parquet", ".jsonl")):
