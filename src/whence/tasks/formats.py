@@ -16,6 +16,7 @@ import gzip
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from whence.errors import DataError
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MIB = 2**20
+AGAIN = 2_000_000  # lines of a CSV file that are read twice at most
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,12 @@ def _check_expansion(path: Path, stored: IO[bytes], expanded: int, limits: Limit
 
 
 def _without_mark(path: Path, line: bytes) -> bytes:
-    """The first line without a UTF-8 byte-order mark; UTF-16 is refused by name."""
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0\0\0\0" in (line[1:8:2], line[0:8:2]):
+    """The first line without a UTF-8 byte-order mark; UTF-16 is refused by name.
+
+    Every other byte of UTF-16 is zero where people write in Latin letters or in JSON; a mark alone is a bad line.
+    """
+    body = line.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")
+    if b"\0\0\0\0" in (body[1:8:2], body[0:8:2]):
         raise DataError(
             f"{path}: looks like UTF-16", wanted="UTF-8", try_="iconv -f UTF-16 -t UTF-8 old.jsonl > new.jsonl"
         )
@@ -278,29 +284,72 @@ def check_object(item: Any, number: int, limits: Limits) -> Record:
     return Record(number, {k: v.tolist() if hasattr(v, "tolist") else v for k, v in item.items()})  # numpy, torch
 
 
+class _CsvLines:
+    """The lines of a CSV file, of which some can be read again: a stray quote swallows good rows until it is found out.
+
+    Attributes:
+        source: all lines.
+        done: lines of finished records.
+        taken: lines of the record that is being read.
+    """
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self.source, self.done, self.taken = source, 0, []
+        self._again: deque[str] = deque()
+        self._left = AGAIN
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self.source)
+        self.taken.append(line)
+        return line
+
+    def settle(self) -> None:
+        """The record is good, or beyond help."""
+        self.done += len(self.taken)
+        self.taken.clear()
+
+    def give_back(self) -> bool:
+        """All lines of the record but its first are read again; False when there are none, or too many were."""
+        more = len(self.taken) - 1
+        if more < 1 or more > self._left:
+            self.settle()
+            return False
+        self._left -= more
+        self._again.extendleft(reversed(self.taken[1:]))
+        self.done += 1
+        self.taken.clear()
+        return True
+
+
 def _read_csv(path: Path, limits: Limits, *, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(limits.line_bytes)
-    lines = _csv_lines(path, limits)
+    lines = _CsvLines(_csv_lines(path, limits))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
-        start = reader.line_num + 1
+        start, problem = lines.done + 1, None
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Record(start, None, "invalid_csv", str(error))
-            continue
+            cells, problem = [], Record(start, None, "invalid_csv", str(error))
         if cells is None:
             return
-        if not cells:
+        if header and cells and len(cells) != len(header):
+            problem = Record(start, None, "wrong_columns", f"{len(cells)} cells where the header has {len(header)}")
+        if problem is not None:
+            if lines.give_back():
+                reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield problem
             continue
-        if not header:
+        lines.settle()
+        if cells and not header:
             header = _check_header(path, cells)
-        elif len(cells) != len(header):
-            yield Record(start, None, "wrong_columns", f"{len(cells)} cells where the header has {len(header)}")
         elif any(_SURROGATE.search(cell) for cell in cells):
             yield Record(start, None, "not_utf8", "holds bytes that are not UTF-8")
-        else:
+        elif cells:
             yield Record(start, dict(zip(header, cells, strict=True)))
 
 
