@@ -52,7 +52,7 @@ OF_THE_MODEL = ("model.", "adapter.", "tokenizer.", "task.", "layers")
 TRUST = {"trust_remote_code", "allow_pickle_weights"}  # never taken from a file
 INCIDENTAL = {
     "device", "top_k", "lexical", "tokens", "trust_remote_code", "allow_pickle_weights", "max_bad_rows", "query_rank",
-    "candidates", "audit",
+    "candidates", "audit", "offload",
 }  # fmt: skip
 TOO_LARGE = "too_large"
 NO_INDEX = ("fsdp", "checkpoints", "per_layer", "self_influence", "span", "generate")

@@ -134,6 +134,11 @@ class TraceOptions(BaseModel):
         default="auto", description="Number type of the model; auto keeps the checkpoint's."
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+    offload: tuple[Literal["factors", "disk", "activations"], ...] = Field(
+        default=(),
+        description="What waits outside the GPU: factors (in main memory), disk (factors in memory-mapped files), "
+        "activations (in main memory between forward and backward); several with commas.",
+    )
     fsdp: bool = Field(
         default=False,
         description="Spread the model over the processes of torchrun (FSDP2): for models beyond one GPU.",
@@ -171,12 +176,23 @@ class TraceOptions(BaseModel):
     def _one_pattern(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        return tuple(word.strip() for part in given for word in str(part).split(",") if word.strip())
+
     @field_validator("fit_rows")
     @classmethod
     def _enough_rows(cls, value: str | int) -> str | int:
         if isinstance(value, int) and value < 2:
             raise ValueError("at least 2 rows are needed")
         return value
+
+    @property
+    def keep_factors(self) -> Literal["model", "memory", "disk"]:
+        """Where ``offload`` keeps sums and factors."""
+        return "disk" if "disk" in self.offload else "memory" if "factors" in self.offload else "model"
 
     @property
     def bad_rows_allowed(self) -> float:

@@ -208,7 +208,13 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
         raise DataError(f"no usable row in {name or spec}", wanted="at least one row with a loss")
     plan = plan_batches([example.length for example in examples], token_budget=options.batch_tokens)
     source = LiveGradients(
-        subject.loaded.model, subject.task, examples, plan, subject.layers, ranks=subject.loaded.ranks
+        subject.loaded.model,
+        subject.task,
+        examples,
+        plan,
+        subject.layers,
+        ranks=subject.loaded.ranks,
+        shelve="activations" in options.offload,
     )
     material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
     _note_rows(material, what, subject.watch)

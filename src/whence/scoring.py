@@ -51,8 +51,9 @@ def fitted(ask: Ask, trained: Material, probe: Queries | None) -> tuple[Factors,
     """Fit the curvature on as many rows as the options say; factors and seconds."""
     started = time.perf_counter()
     settings = FitOptions(
-        fisher=ask.options.fisher, rows=ask.options.fit_rows, seed=ask.options.seed, damping=ask.damping
-    )
+        fisher=ask.options.fisher, rows=ask.options.fit_rows, seed=ask.options.seed, damping=ask.damping,
+        keep=ask.options.keep_factors,
+    )  # fmt: skip
     total = len(trained.examples) * len(ask.method.stages)
     with counted(ask.watch, "fit", total) as count:
         factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe and probe.grads)

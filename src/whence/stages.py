@@ -236,7 +236,7 @@ def _note(ask: Ask, shared: Mapping[str, str], alpha: float) -> None:
 def fit_stage(ask: Ask, name: str, subject: Subject, rows: Material, *, damping: Damping, probe: Gradients) -> Stage:
     """The curvature of one stage, on as many rows as the options say."""
     options = ask.options
-    settings = FitOptions(fisher=options.fisher, rows=options.fit_rows, seed=options.seed, damping=damping)
+    settings = FitOptions(options.fisher, options.fit_rows, options.seed, damping=damping, keep=options.keep_factors)
     total = max(1, len(rows.examples) * len(ask.method.stages))
     factors = fit(_counted(ask.watch, rows, f"fit {name}", total), ask.method, settings, probe=probe)
     ask.watch.step(f"fit {name}", total, total)

@@ -54,15 +54,21 @@ class Memo:
 
 @dataclass
 class Sums:
-    """A stage's state: named sums per layer, and how many examples and token positions they run over."""
+    """A stage's state: named sums per layer, and how many examples and token positions they run over.
+
+    Attributes:
+        place: where the sums are kept; None = where the gradients are.
+    """
 
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     examples: int = 0
+    place: str | None = None
 
     def add(self, layer: str, terms: Mapping[str, Tensor], positions: int) -> None:
         mine = self.tensors.setdefault(layer, {})
         for name, value in terms.items():
+            value = value if self.place is None else value.to(self.place)
             if name in mine:
                 mine[name] += value
             else:
@@ -72,7 +78,7 @@ class Sums:
     def shared(self, ranks: Ranks) -> Sums:
         """The sums over the rows of all ranks, the same bytes on every rank."""
         flat = {f"{n}|{layer}": value for layer, t in self.tensors.items() for n, value in t.items()}
-        result = Sums(examples=sum(ranks.everyone(self.examples)))
+        result = Sums(examples=sum(ranks.everyone(self.examples)), place=self.place)
         for key, value in ranks.totals(flat).items():
             name, _, layer = key.partition("|")
             result.tensors.setdefault(layer, {})[name] = value
@@ -92,7 +98,7 @@ class Sums:
 
     def merged(self, other: Sums) -> Sums:
         """The sums over both sets of rows: the whole of data-parallel fitting."""
-        result = Sums(examples=self.examples + other.examples)
+        result = Sums(examples=self.examples + other.examples, place=self.place)
         for part in (self, other):
             for layer, terms in part.tensors.items():
                 result.add(layer, terms, part.positions[layer])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from whence.curvature.agreement import predicted_agreement
 from whence.curvature.base import Factors, Fisher, LayerTensors, Memo, Method, Stage, Sums
+from whence.curvature.keeping import Keep, mapped
 from whence.errors import CurvatureError
 from whence.gradients.ranks import Ranks, ranks_of
 from whence.gradients.source import Closed, GradientSource
@@ -39,6 +41,8 @@ class FitOptions:
         agreement: predicted cosine of preconditioned queries with those from endless rows at which "auto" ends a
             stage.
         damping: what the check inverts with: the value that scoring will use.
+        keep: where sums and factors are: with the model, in main memory, or, once fitted, in memory-mapped files.
+            Whatever works with them fetches them layer by layer.
     """
 
     fisher: Fisher = "sampled"
@@ -46,6 +50,7 @@ class FitOptions:
     seed: int = 0
     agreement: float = AGREEMENT
     damping: Damping = field(default_factory=relative)
+    keep: Keep = "model"
 
 
 def fit(
@@ -68,17 +73,25 @@ def fit(
     notes = list(method.notes(source.layers.sizes))
     for number, stage in enumerate(method.stages):
         started = time.perf_counter()
-        with eigen.spread_over(ranks_of(source)), eigen.recorded() as rescues:
-            tensors = stage.prepare(tensors)
+        with _decomposing(source, options) as rescues:
+            tensors = mapped(stage.prepare(tensors), options.keep)
         # Each stage draws fresh labels: the corrected eigenvalues must not reuse the noise the basis was fitted to.
         run = _Run(source, stage, tensors, replace(options, seed=options.seed + number), probe)
         sums, trail = run.sums()
         check_sums(sums, stage)
-        tensors = stage.finish(sums, tensors)
+        tensors = mapped(stage.finish(sums, tensors), options.keep)
         seconds = round(time.perf_counter() - started, 3)
         stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
         notes += rescues
     return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages, "notes": notes})
+
+
+@contextmanager
+def _decomposing(source: GradientSource, options: FitOptions) -> Iterator[list[str]]:
+    """Eigendecompositions shared out among ranks, on the model's device wherever factors are kept; what was needed."""
+    device = None if options.keep == "model" else getattr(source, "device", None)
+    with eigen.spread_over(ranks_of(source)), eigen.computing_on(device), eigen.recorded() as rescues:
+        yield rescues
 
 
 @dataclass
@@ -116,9 +129,9 @@ class _Run:
     def sums(self) -> tuple[Sums, list[dict[str, float]]]:
         """The sums over as many rows as asked for or needed, and what each look at the halves said."""
         if self.options.rows != "auto" or self.probe is None:
-            return self._accumulated(Sums(), wanted_batches(self.source, self.options)), []
+            return self._accumulated(self._empty(), wanted_batches(self.source, self.options)), []
         order = self.source.shuffled(self.options.seed)
-        halves, trail, done = (Sums(), Sums()), [], 0
+        halves, trail, done = (self._empty(), self._empty()), [], 0
         for stop in looks(len(order)):
             for half in (0, 1):
                 self._accumulated(halves[half], [order[i] for i in range(done, stop) if i % 2 == half])
@@ -131,10 +144,13 @@ class _Run:
                 break
         return halves[0].merged(halves[1]), trail
 
+    def _empty(self) -> Sums:
+        return Sums(place=None if self.options.keep == "model" else "cpu")
+
     def _accumulated(self, sums: Sums, batches: Sequence[int]) -> Sums:
         labels = "sampled" if self.options.fisher == "sampled" else "true"
         # What ranks share are the sums of this visit alone; those of earlier visits every rank has already.
-        visitor = Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else Sums())
+        visitor = Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else self._empty())
         self.source.visit(visitor, labels=labels, seed=self.options.seed, batches=batches)
         if visitor.sums is not sums:
             sums.take(visitor.sums)

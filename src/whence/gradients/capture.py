@@ -15,7 +15,7 @@ Peculiarities, each of them a bug in some other library:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from whence.errors import LayerError
 from whence.gradients.experts import grouped, unfused
 from whence.gradients.layers import Layer, Layers
+from whence.gradients.shelf import Shelf
 from whence.linalg.matrix_batch import Outer, concat_tokens
 
 See = Callable[[str, Outer], None]
@@ -70,6 +71,7 @@ class Capture:
         views: how many neighbours on the model's batch axis make one example; their tokens become its tokens.
         see: called once per layer with its ``Outer``.
         scale: the backward pass starts from this times the losses; gradients are divided by it in float32 at least.
+        shelve: whether what the backward pass needs waits for it in main memory.
         finite: B booleans, False for examples that sent a non-finite gradient (their rows are zeroed before ``see``).
     """
 
@@ -81,8 +83,10 @@ class Capture:
     others: tuple[Tensor, ...] = ()
     views: int = 1
     scale: float = 1.0
+    shelve: bool = False
     finite: Tensor | None = None
     _pending: dict[str, _Pending] = field(default_factory=dict)
+    _shelf: Shelf | None = None
     _in_backward: bool = False
     _last_input: tuple[Tensor, bool, Tensor] | None = None
     _last_cast: tuple[Tensor, Tensor] | None = None
@@ -96,12 +100,14 @@ class Capture:
                 handles.append(module.register_forward_hook(self._forward_hook(layer)))
             for embedding in layer.embeddings:
                 handles.append(embedding.register_forward_hook(self._embedding_hook(layer)))
+        self._shelf = Shelf() if self.shelve else None
         try:
-            yield
+            with nullcontext() if self._shelf is None else self._shelf.saving():
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._last_input = self._last_cast = None
+            self._last_input = self._last_cast = self._shelf = None
 
     def backward(self, losses: Tensor) -> None:
         """Backward of the summed losses; afterwards every layer has been seen exactly once.
@@ -140,8 +146,8 @@ class Capture:
             if layer.kind.routed:
                 self._follow_routed(layer, args, output)
             else:
-                a = self._input_rows(layer, module, args[0])
-                output.register_hook(lambda g: self._arrived(layer, self._gradient_rows(layer, module, g), a))
+                a = self._kept(self._input_rows(layer, module, args[0]))
+                output.register_hook(lambda g: self._arrived(layer, self._gradient_rows(layer, module, g), a()))
             return replaced
 
         return hook
@@ -151,10 +157,17 @@ class Capture:
         rows, tokens = args[0].detach(), args[1]
         if layer.bias:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=-1)
-        a, count = self._grouped(layer, rows, tokens)
+        rows, count = self._grouped(layer, rows, tokens)
+        a = self._kept(rows)
         output.register_hook(
-            lambda g: self._arrived(layer, self._grouped(layer, self._wide(g.detach()), tokens)[0], a, positions=count)
+            lambda g: self._arrived(
+                layer, self._grouped(layer, self._wide(g.detach()), tokens)[0], a(), positions=count
+            )
         )
+
+    def _kept(self, a: Tensor) -> Callable[[], Tensor]:
+        """The inputs of a layer until its gradient arrives; the same object again for modules that share it."""
+        return (lambda: a) if self._shelf is None else self._shelf.put(a)
 
     def _grouped(self, layer: Layer, rows: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
         if self.tokens is None or self.others:

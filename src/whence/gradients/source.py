@@ -97,6 +97,7 @@ class LiveGradients:
         layers: what to follow.
         progress: called with the number of examples finished after each batch.
         ranks: the processes over which the model's parameters are spread; None for a model that is whole.
+        shelve: keep activations in main memory between the forward and the backward pass.
     """
 
     model: nn.Module
@@ -106,6 +107,12 @@ class LiveGradients:
     layers: Layers
     progress: Callable[[int], None] | None = None
     ranks: Ranks | None = None
+    shelve: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -171,7 +178,7 @@ class LiveGradients:
         mask = batch.mask if batch.padded else None
         tokens = None if batch.mask is None else batch.mask.shape[1]
         others = batch.other_masks if batch.padded else ()
-        capture = Capture(self.layers, len(batch), tokens, mask, see, others, batch.views, scale)
+        capture = Capture(self.layers, len(batch), tokens, mask, see, others, batch.views, scale, self.shelve)
         labels, seed = drawn
         with torch.enable_grad(), capture.attached():
             losses = self._losses(batch, labels, seed)

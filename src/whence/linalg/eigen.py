@@ -35,6 +35,7 @@ class Spread(Protocol):
 
 
 _rescues: ContextVar[list[str] | None] = ContextVar("rescues", default=None)
+_device: ContextVar[torch.device | None] = ContextVar("device", default=None)
 _spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
 
 
@@ -59,6 +60,16 @@ def spread_over(processes: Spread | None) -> Iterator[None]:
         _spread.reset(token)
 
 
+@contextmanager
+def computing_on(device: torch.device | None) -> Iterator[None]:
+    """Decompositions inside run there; their results go back to where the matrices are."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
 def eigh(matrix: Tensor) -> Pair:
     """Eigenvalues (ascending, clamped at 0) and eigenvectors in columns of a covariance, in its own dtype.
 
@@ -74,7 +85,8 @@ def eigh(matrix: Tensor) -> Pair:
             wanted="finite statistics",
             try_="whence check; look for overflow in half precision",
         )
-    symmetric = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()  # MPS has no float64
+    there = _device.get() or matrix.device
+    symmetric = matrix.to("cpu" if there.type == "mps" else there).double()  # MPS has no float64
     symmetric = (symmetric + symmetric.T) / 2
     lam, q = _decomposed(symmetric)
     floor = -1e-5 * float(lam[-1].clamp(min=0)) - 1e-30

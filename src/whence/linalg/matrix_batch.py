@@ -67,8 +67,8 @@ class MatrixBatch(ABC):
         return self.shape[0]
 
     def scaled(self, weights_OI: Tensor) -> Full:
-        """Elementwise product with one O x I matrix."""
-        return Full(self.full() * weights_OI)
+        """Elementwise product with one O x I matrix; like those of ``sided`` it may be in another memory."""
+        return Full(self.full() * weights_OI.to(self.device))
 
     def dot(self, other: MatrixBatch) -> Tensor:
         """B x Q Frobenius inner products with every matrix of the other batch."""
@@ -132,9 +132,9 @@ class Full(MatrixBatch):
     def sided(self, left_PO: Tensor | None, right_RI: Tensor | None) -> Full:
         x = self.x_BOI
         if right_RI is not None:
-            x = x @ right_RI.T
+            x = x @ right_RI.to(x.device).T
         if left_PO is not None:
-            x = left_PO @ x
+            x = left_PO.to(x.device) @ x
         return Full(x)
 
     def full(self) -> Tensor:
@@ -182,15 +182,19 @@ class Outer(MatrixBatch):
         return self.g_BTO.shape[0] * self.g_BTO.shape[1] if self.positions is None else self.positions
 
     def sided(self, left_PO: Tensor | None, right_RI: Tensor | None) -> Outer:
-        g = self.g_BTO if left_PO is None else self.g_BTO @ left_PO.T
-        a = self.a_BTI if right_RI is None else self.a_BTI @ right_RI.T
+        g = self.g_BTO if left_PO is None else self.g_BTO @ left_PO.to(self.device).T
+        a = self.a_BTI if right_RI is None else self.a_BTI @ right_RI.to(self.device).T
         return Outer(g, a, self.positions)
 
     def full(self) -> Tensor:
         return self.g_BTO.transpose(1, 2) @ self.a_BTI
 
     def scaled(self, weights_OI: Tensor) -> Full:
-        formed = self.full()  # ours alone: no need for a second tensor of its size
+        formed, weights_OI = (
+            self.full(),
+            weights_OI.to(self.device),
+        )
+        # formed is ours alone: no need for a second tensor of its size
         return Full(formed.mul_(weights_OI) if weights_OI.dtype == formed.dtype else formed * weights_OI)
 
     def squared_norm(self) -> Tensor:

@@ -77,14 +77,14 @@ class Side:
     blocks: tuple[Tensor, ...]
 
     def into(self, x: Tensor) -> Tensor:
-        """``x @ matrix`` along the last axis."""
+        """``x @ matrix`` along the last axis; the matrix may be in another memory."""
         if not self.blocks:
             return x
         if len(self.blocks) == 1:
-            (block,) = self.blocks
+            block = self.blocks[0].to(x.device)
             return x @ block if block.dim() == 2 else x * block
         parts = x.split([len(b) for b in self.blocks], dim=-1)
-        return torch.cat([part @ block for part, block in zip(parts, self.blocks, strict=True)], dim=-1)
+        return torch.cat([part @ block.to(x.device) for part, block in zip(parts, self.blocks, strict=True)], dim=-1)
 
     def back(self, x: Tensor) -> Tensor:
         """``x @ matrix.T`` along the last axis."""
