@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,18 @@ import numpy as np
 
 from whence.api import attribute, load
 from whence.candidates.duplicates import near_duplicates
-from whence.errors import OptionError, StoreError
+from whence.errors import OptionError
 from whence.options import TraceOptions, trace_options
-from whence.report.account import account_page
 from whence.results import Scores
 from whence.scores.relative import relative_scores
 from whence.select.account import Account
 from whence.select.choose import Choice, Rule, choose
-from whence.select.lines import write_counted
 from whence.select.origins import Opened, check_same, open_places
 from whence.select.tell import Told, tell_choice
-from whence.store import atomic
 from whence.store.provenance import environment
-from whence.store.run import file_record, read_manifest
+from whence.store.run import read_manifest
 from whence.watch import Watcher
-
-RECORD, PAGE, SCORES = "selection.json", "report.html", "scores.jsonl"
-FORMAT = "whence selection 1"
+from whence.written import check_out, write_account, write_chosen
 
 
 @dataclass(frozen=True)
@@ -59,8 +54,10 @@ class Selection:
             StoreError: the folder is not ours.
             DataError: the files no longer hold these rows.
         """
-        check_out(folder)
-        return write_selection(Path(folder), self.opened, self.choice, self.account)
+        place = check_out(folder)
+        kept = self.choice.kept
+        files = write_chosen(place, self.opened, self.choice)
+        return write_account(place, self.account, files, rows=len(kept), kept=int(kept.sum()))
 
 
 def select(
@@ -84,7 +81,7 @@ def select(
     """
     began = time.perf_counter()
     scores = run if isinstance(run, Scores) else load(run)
-    spec, columns = _data_of(run, data)
+    spec, columns = rows_of(run, data)
     opened = open_places(spec, columns=columns)
     check_same(opened, scores.train_ids, (scores.about.get("train") or {}).get("fingerprint"))
     values_QN = _normalised(scores, normalise)
@@ -136,8 +133,12 @@ class Mapped:
     columns: Mapping[str, str]
 
 
-def _data_of(run: Scores | str | Path, data: Any) -> tuple[Any, Mapping[str, str]]:
-    """The rows' place, and their columns as the run mapped them."""
+def rows_of(run: Scores | str | Path, data: Any) -> tuple[Any, Mapping[str, str]]:
+    """The place of a run's rows, and their columns as the run mapped them.
+
+    Raises:
+        OptionError: neither the run nor the caller says where they are.
+    """
     if isinstance(data, Mapped):
         return data.spec, data.columns
     if isinstance(run, Scores):
@@ -192,47 +193,3 @@ def alike(opened: Opened, scores: Scores) -> dict[int, str]:
     texts = {id_: view.text for id_, view in scores.train_rows.items()}
     place = {id_: n for n, id_ in enumerate(opened.rows.ids)}
     return {place[id_]: group for id_, group in near_duplicates(texts).items()}
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def check_out(out: str | Path | None) -> None:
-    """A new folder, an empty one, or an earlier choice of ours.
-
-    Raises:
-        StoreError: anything else.
-    """
-    place = None if out is None else Path(out).expanduser()
-    if place is None or not place.exists():
-        return
-    if not place.is_dir() or (any(place.iterdir()) and not (place / RECORD).is_file()):
-        raise StoreError(
-            f"{place} is {'not empty' if place.is_dir() else 'a file'}",
-            wanted="a new folder, an empty one, or one with an earlier choice",
-            try_="another name with -o",
-        )
-
-
-def write_selection(folder: Path, opened: Opened, choice: Choice, account: Account) -> tuple[Path, ...]:
-    """Rows kept, rows dropped, scores of all, the page; ``selection.json`` last."""
-    folder = folder.expanduser()
-    kept = choice.kept.astype(int).tolist()
-    files = write_counted(opened.origins, kept, folder, "kept")
-    files += write_counted(opened.origins, [1 - k for k in kept], folder, "dropped")
-    lines = zip(opened.rows.ids, opened.sources, choice.values.tolist(), kept, choice.reasons, strict=True)
-    atomic.write_jsonl(
-        folder / SCORES,
-        ({"id": i, "source": s, "value": v, "kept": bool(k), "reason": r} for i, s, v, k, r in lines),
-    )
-    return write_account(folder, account, [*files, folder / SCORES], rows=len(kept), kept=sum(kept))
-
-
-def write_account(folder: Path, account: Account, files: Sequence[Path], **facts: Any) -> tuple[Path, ...]:
-    """The page, and the record with the checksums of all files, last."""
-    told = atomic.plain(account.to_dict())
-    atomic.write_text(folder / PAGE, account_page(told))
-    files = [*files, folder / PAGE]
-    record = {"format": FORMAT, **facts, "account": told, "files": {file.name: file_record(file) for file in files}}
-    atomic.write_json(folder / RECORD, record)
-    return (*files, folder / RECORD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,16 @@ class Found(Protocol):
     def account(self) -> Account: ...
 
     def write(self, folder: str | Path) -> tuple[Path, ...]: ...
+
+
+def claim(out: str | None) -> None:
+    """Find out before the work that the choice cannot be written there.
+
+    Raises:
+        StoreError: the place holds something that is not ours.
+    """
+    if out is not None:
+        importlib.import_module("whence.written").check_out(out)
 
 
 def ended(voice: Voice, found: Found, out: str | None, *, then: str = "") -> int:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from whence.cli.account import ended
-from whence.cli.evaluated import CONFIG, check_out, options_of
+from whence.cli.account import claim, ended
+from whence.cli.evaluated import CONFIG, options_of
 from whence.cli.flags import pair, spoken
 from whence.cli.voice import Voice
 from whence.errors import OptionError
@@ -74,7 +74,7 @@ def select(
         unscored=_unscored(unscored),
     )
     _check_given(run, model, data, query, less)
-    check_out(out)
+    claim(out)
     selecting = importlib.import_module("whence.selecting")
     if run is not None:
         found = selecting.select(run, rule=rule, data=list(data) if data else None, normalise=normalise or "none")

@@ -94,6 +94,47 @@ def write_counted(origins: Sequence[Origin], counts: Sequence[int], folder: Path
     return paths
 
 
+def write_edited(origins: Sequence[Origin], edits: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """All rows in order, some with other values in some fields; rows without an edit byte for byte.
+
+    Args:
+        origins: sources whose rows are JSON lines, or have no line of their own.
+        edits: position -> field -> new value.
+        path: of the file.
+
+    Raises:
+        DataError: a table or parquet file, or one that changed.
+    """
+    with atomic.writing(path) as part, part.open("wb") as out:
+        at = 0
+        for origin in origins:
+            own = {n: edits[at + n] for n in range(len(origin.numbers)) if at + n in edits}
+            _edit(origin, own, out)
+            at += len(origin.numbers)
+
+
+def _edit(origin: Origin, edits: Mapping[int, Mapping[str, Any]], out: IO[bytes]) -> None:
+    if origin.form == "objects":
+        for n, fields in enumerate(origin.objects()):
+            if fields is not None:
+                out.write(_as_line({**fields, **edits.get(n, {})}))
+        return
+    if origin.form != "lines":
+        raise DataError(f"{origin.path}: rows of a {origin.form} file are not edited", wanted="JSON lines")
+    places = {number: n for n, number in enumerate(origin.numbers)}
+    for number, line in _physical(origin):
+        place = places.pop(number, None)
+        if place is not None and place in edits:
+            out.write(_as_line({**json.loads(line), **edits[place]}))
+        elif place is not None:
+            out.write(_ended(line))
+    _check_all_seen(origin, places)
+
+
+def _as_line(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(atomic.plain(fields), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
 def _safe(name: str, taken: Iterable[str], stem: str) -> str:
     """A source's name as part of a file name, unlike those before."""
     plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:60].strip("-") or "rows"
@@ -150,8 +191,7 @@ def _put_row(row: list[bytes], times: int, out: IO[bytes]) -> None:
 def _copy_objects(origin: Origin, counts: Sequence[int], out: IO[bytes]) -> None:
     for fields, times in zip(origin.objects(), counts, strict=True):
         if times and fields is not None:
-            line = json.dumps(atomic.plain(fields), ensure_ascii=False) + "\n"
-            out.write(line.encode("utf-8", "replace") * times)
+            out.write(_as_line(fields) * times)
 
 
 _COPIERS = {"lines": _copy_lines, "table": _copy_table, "objects": _copy_objects}
