@@ -43,6 +43,8 @@ FLOORS = {
         "weighing",
         "pulling",
         "cleaning",
+        "judging",
+        "written",
         "unrolled",
         "recorded",
         "callback",
