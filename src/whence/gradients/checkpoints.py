@@ -1,7 +1,8 @@
 """Checkpoints of a training run, found in a Hugging Face Trainer output folder.
 
 Only names and ``trainer_state.json`` are read here, weights as safetensors by whoever loads the folder.
-``training_args.bin``, ``optimizer.pt`` and ``scheduler.pt`` are pickles, which can run code: they are never opened.
+``training_args.bin``, ``optimizer.pt`` and ``scheduler.pt`` are pickles, which can run code: none is opened here
+(``adam`` reads the second, where the user allows it, with torch's restricted unpickler).
 """
 
 from __future__ import annotations
