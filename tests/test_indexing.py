@@ -12,8 +12,9 @@ import pytest
 import whence
 from folders import animal_rows, edit_weights, model_folder, tiny_llama, word_tokenizer, write_rows
 from whence.errors import OptionError, StoreError
-from whence.store import atomic, index_folder
-from whence.store.index_journal import Journal
+from whence.repairing import repair_index
+from whence.store import index_folder
+from whence.store.index_damage import examine
 
 QUESTION = [{"prompt": "the cat sat on", "completion": " the mat ."}, {"prompt": "the dog", "completion": " ran on ."}]
 SMALL = {"budget": 0.3, "shard_bytes": 1000}  # KB: sparse, several shards
@@ -97,47 +98,40 @@ def test_a_bad_row_has_no_score(tmp_path: Path) -> None:
     assert found.n_train == 12
 
 
-class _StopError(Exception):
-    pass
+def test_again_keeps_what_is_finished(tmp_path: Path) -> None:
+    """Killing at every point is in tests/reliability; here: nothing is written twice."""
+    build(tmp_path / "i", compression=SMALL)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "i").glob("*.*") if p.name in contents(tmp_path / "i")}
+    whole = contents(tmp_path / "i")
+    build(tmp_path / "i", compression=SMALL)
+    assert contents(tmp_path / "i") == whole
+    assert {name: (tmp_path / "i" / name).stat().st_mtime_ns for name in before} == before
 
 
-def test_resumed_after_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped at each commit point in turn, then run again: the files of an undisturbed run, finished shards kept."""
-    build(tmp_path / "whole", compression=SMALL)
-    expected = contents(tmp_path / "whole")
-    points = 0
-
-    def stop_at(number: int) -> None:
-        seen = 0
-
-        def reach(point: str, path: Path) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == number:
-                raise _StopError
-
-        monkeypatch.setattr(atomic, "reach", reach)
-
-    for number in range(1, 200, 7):
-        folder = tmp_path / f"at-{number}"
-        stop_at(number)
-        try:
-            build(folder, compression=SMALL)
-        except _StopError:
-            points += 1
-            assert not (folder / index_folder.MANIFEST).exists() or number > 100
-        else:
-            break
-        finally:
-            monkeypatch.setattr(atomic, "reach", lambda point, path: None)
-        before = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.safetensors")}
-        journal = Journal(folder)
-        journal.refresh()
-        journalled = {name for name in journal.entries if name.startswith("shard-")}
-        build(folder, compression=SMALL)
-        assert contents(folder) == expected
-        assert all((folder / name).stat().st_mtime_ns == before[name] for name in journalled)
-    assert points >= 5
+def test_repair(tmp_path: Path) -> None:
+    model, rows = model_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", animal_rows())
+    folder = tmp_path / "i"
+    build(folder, model=str(model), train=str(rows), compression=SMALL)
+    whole = contents(folder)
+    before, after = repair_index(folder)
+    assert not before.damaged and not after.damaged and before.finished
+    (folder / "shard-00000.safetensors").unlink()
+    (folder / "journal.jsonl").write_text("half a li")
+    (folder / "index-plan.json").write_text("{}")
+    before, after = repair_index(folder)
+    assert set(before.damaged) == {"shard-00000.safetensors", "journal.jsonl", "index-plan.json"} and not after.damaged
+    assert contents(folder) == whole
+    (folder / "index.json").write_text("{}")
+    repair_index(folder)
+    assert contents(folder) == whole
+    model.rename(tmp_path / "moved")
+    (folder / "rows.parquet").unlink()
+    repair_index(folder, model=str(tmp_path / "moved"))
+    assert set(examine(folder).damaged) == set()
+    build(tmp_path / "live")
+    (tmp_path / "live" / "rows.parquet").unlink()
+    with pytest.raises(OptionError, match="built from Python objects"):
+        repair_index(tmp_path / "live")
 
 
 def test_a_damaged_shard_is_found_before_use_and_alone_made_again(tmp_path: Path) -> None:

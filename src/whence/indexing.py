@@ -23,7 +23,7 @@ from whence.assemble import about_of, nonfinite_rows, views_of
 from whence.building import Fitting, Shelving, Site, site_of
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions
-from whence.errors import OptionError
+from whence.errors import OptionError, StoreError
 from whence.gradients.transforms import TransformedGradients, whitened
 from whence.linalg.codes.base import Code, Layout
 from whence.linalg.codes.choose import AUTO, choose
@@ -367,5 +367,11 @@ def damped_inverse(ask: Wish, factors: Factors, problem: Problem) -> Blocks:
 
     Raises:
         OptionError: a method whose curvature runs over all layers together.
+        StoreError: factors of another method.
     """
-    return blocks_of(ask.method.operator(factors, problem).power(-1, ask.damping), ask.method)
+    try:
+        return blocks_of(ask.method.operator(factors, problem).power(-1, ask.damping), ask.method)
+    except KeyError as error:
+        raise StoreError(
+            f"factors without {error}", wanted=f"those of {ask.method.name}", try_="build the index again"
+        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from architecture.tree import ROOT, call_name, imports, modules
+from architecture.tree import PACKAGE, ROOT, call_name, imports, modules
 
 # serialisers that run code of the file they read
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -82,3 +82,47 @@ def test_no_machine_paths() -> None:
 def test_no_large_files() -> None:
     large = [n for n in _tracked() if (ROOT / n).is_file() and (ROOT / n).stat().st_size > 400_000]
     assert not large, f"over 400 kB: {large}"
+
+
+# whoever writes a result writes it whole or not at all: only store/atomic.py touches the disk, but for these
+WRITES = {"fsync", "replace", "rename", "link", "symlink", "unlink", "rmdir", "rmtree", "remove", "mkdir", "makedirs"}
+WRITES |= {"save", "savez", "savez_compressed", "copytree", "copyfile", "copy", "move", "write"}
+WRITERS = {"os", "shutil", "np", "numpy", "torch"}
+MAY_WRITE = {
+    "store/atomic.py": "the only place",
+    "store/run.py: unlink": "who holds a folder, and a manifest that is no longer true, are removed",
+    "store/tables.py: unlink": "tables of an earlier result are removed before the new manifest",
+    "demo/world.py: save_pretrained": "a model of the demonstration; the file that says it is finished comes last",
+    "demo/quick.py: save_pretrained": "likewise",
+    "evaluate/command.py: mkdir": "a temporary folder for the user's own command",
+    "evaluate/bank.py: savez": "into memory",
+    "callback.py: mkdir": "an empty folder",
+    "cli/main.py: open": "the null device",
+    "plan/meter.py: write_text": "a switch of the kernel, not a file",
+}
+
+
+def _writes(call: ast.Call) -> str | None:
+    """The name of a call that changes the disk."""
+    name = call_name(call)
+    owner, _, method = name.rpartition(".")
+    if owner in ("atomic", "part"):  # the temporary file that ``atomic.writing`` gives
+        return None
+    opened = [*call.args[:2], *(k.value for k in call.keywords if k.arg == "mode")]
+    modes = [a.value for a in opened if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if method == "open" and any(set(mode) & set("wax+") and len(mode) <= 3 for mode in modes):
+        return "open"
+    if method in ("save_pretrained", "write_text", "write_bytes", "mkdir", "unlink", "touch", "rmdir"):
+        return method
+    return method if method in WRITES and owner.split(".")[0] in WRITERS else None
+
+
+def test_only_one_file_writes() -> None:
+    found = []
+    for module in modules():
+        place = module.path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(module.tree):
+            what = _writes(node) if isinstance(node, ast.Call) else None
+            if what and place not in MAY_WRITE and f"{place}: {what}" not in MAY_WRITE:
+                found.append(f"{module.at(node)}: {call_name(node)}")
+    assert not found, "write through whence.store.atomic:\n" + "\n".join(found)

@@ -83,6 +83,8 @@ def checked(folder: Path, body: dict[str, Any], *, own_method: str | None = None
     for name, (outputs, inputs) in body["layout"].items():
         if name not in layers or outputs > layers[name][0] or inputs > layers[name][1]:
             raise damaged(path, f"its rows are longer than the gradient of layer {name[:80]!r}")
+    if not body["layout"] or (body["fit"].get("stages") and set(body["places"]) != set(layers)):
+        raise damaged(path, "it does not say where the curvature and the rows of each layer are")
     _check_trust(path, body["options"], own_method)
     return body
 
