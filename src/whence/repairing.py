@@ -44,7 +44,7 @@ def repair_index(
         raise OptionError(
             f"{index} was built from Python objects",
             wanted="the model and the rows, to make parts of it again",
-            try_="whence.repair_index(index, model=..., train=...)",
+            try_="whence.build_index(...) as before: it makes only what is damaged",
         )
     build_index(
         model, train=train, out=place, compression=asked.get("compression"), options=asked.get("options"), watch=watch
