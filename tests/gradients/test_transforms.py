@@ -15,6 +15,7 @@ from whence.gradients.fisher import gradient_rows
 from whence.gradients.transforms import (
     RowColumn,
     TransformedGradients,
+    Whitened,
     elementwise,
     require_same_transforms,
     row_column,
@@ -22,6 +23,7 @@ from whence.gradients.transforms import (
 )  # fmt: skip
 from whence.linalg.damping import parse_damping
 from whence.linalg.matrix_batch import Outer
+from whence.linalg.operators import Eigenbasis
 from whence.linalg.projection import random_projection
 from whence.scores.score import collect, pairwise, prepare_queries
 
@@ -174,3 +176,18 @@ def test_ekfac_whitening_is_rotation_over_the_root_of_eigenvalue_plus_damping(li
         values = t["eigenvalues"] + 0.1 * t["eigenvalues"].mean()
         by_hand = torch.stack([t["QG"].T @ x @ t["QA"] / values.sqrt() for x in x_NOI])
         torch.testing.assert_close(seen[name], by_hand.flatten(1), rtol=1e-9, atol=1e-12)
+
+
+def test_inputs_are_rotated_once_for_the_layers_that_share_them_and_never_confused():
+    basis, other = (torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0] for _ in range(2))
+    left = torch.eye(4, dtype=torch.float64)
+    ones = torch.ones(4, 5).double()
+    operators = {n: Eigenbasis(left, b, ones) for n, b in (("q", basis), ("k", basis), ("o", other))}
+    transform = Whitened(operators, {})
+    a, g = torch.randn(2, 3, 5).double(), torch.randn(2, 3, 4).double()
+    for name, inputs in (("q", a), ("k", a), ("o", a), ("k", a.clone()), ("k", a + 1), ("q", a)):
+        before = transform._rotated.get("last")
+        found = transform.one(name, Outer(g, inputs)).full()
+        torch.testing.assert_close(found, operators[name].whiten(Outer(g, inputs)).full())
+        reused = transform._rotated["last"] is before
+        assert reused == (name == "k" and inputs is a)

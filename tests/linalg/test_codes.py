@@ -176,7 +176,7 @@ def test_the_largest_are_found_by_a_guess(shape: str) -> None:
     elif shape == "zeros":
         x[:, 5:] = 0
     for row in x:
-        values, at = largest(row, 500)
+        values, at = map(torch.from_numpy, largest([piece.numpy() for piece in row.split(7000)], 500))
         assert torch.equal(values, row[at]) and len(at.unique()) == 500
         assert torch.equal(values.abs(), row.abs().topk(500).values)
 

@@ -11,7 +11,7 @@ References: LoGra (Choe et al. 2024, section 3); TrackStar (Chang et al. 2024, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,8 +23,8 @@ from whence.gradients.ranks import Ranks, Share, ranks_of, share_of
 from whence.gradients.source import Closed, GradientSource, Labels, LiveGradients, Visitor
 from whence.linalg import draws
 from whence.linalg.compressed import Squeeze
-from whence.linalg.matrix_batch import Full, MatrixBatch
-from whence.linalg.operators import Blocks, LayerOperator
+from whence.linalg.matrix_batch import Full, MatrixBatch, Outer
+from whence.linalg.operators import Blocks, Eigenbasis, LayerOperator
 from whence.linalg.projection import require_same
 
 
@@ -100,10 +100,18 @@ class Whitened:
 
     inverse: Mapping[str, LayerOperator]
     about: Mapping[str, Any]
+    _rotated: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # last inputs, their basis, both
 
     def one(self, layer: str, x: MatrixBatch) -> MatrixBatch:
-        """The whitened gradients of one layer, formed."""
-        return self.inverse[layer].whiten(x)
+        """The whitened gradients of one layer, formed. Inputs that several layers are fed are rotated once."""
+        inverse = self.inverse[layer]
+        if not isinstance(inverse, Eigenbasis) or not isinstance(x, Outer):
+            return inverse.whiten(x)
+        known = self._rotated.get("last")
+        if known is None or known[0] is not x.a_BTI or known[1] is not inverse.right_II:
+            known = (x.a_BTI, inverse.right_II, x.a_BTI @ inverse.right_II)
+            self._rotated["last"] = known
+        return Outer(x.g_BTO @ inverse.left_OO, known[2], x.positions).scaled(inverse.eigenvalues_OI.sqrt())
 
 
 def whitened(inverse: Blocks, sizes: Mapping[str, tuple[int, int]], **made_of: Any) -> Whitened:
