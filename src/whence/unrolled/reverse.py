@@ -217,10 +217,9 @@ class _Walk:
             self.descend(inner, below)
 
     def _back(self, state: State, number: int) -> None:
-        before, effects_QB, after = self.training.retreat(state, number, self.weights_N, after=self.cotangent)
         if number == self.tree.steps - 1:
-            self.again = float((after.theta - self.final.theta).abs().max())
-            self._check_again()
+            self._check_again(self.training.advance(state, number, self.weights_N))
+        before, effects_QB = self.training.retreat(state, number, self.weights_N, after=self.cotangent)
         places = list(self.training.course.batches[number])
         for place, effect_Q in zip(places, effects_QB.T, strict=True):  # a row may stand in a step twice
             self.effects_QN[:, place] += effect_Q
@@ -229,7 +228,9 @@ class _Walk:
         if self.progress is not None:
             self.progress(self.done, self.tree.steps)
 
-    def _check_again(self) -> None:
+    def _check_again(self, after: State) -> None:
+        """The last step, made again from states that were made again, must end where the run ended."""
+        self.again = float((after.theta - self.final.theta).abs().max())
         moved = float((self.final.theta - self.training.origin_P).abs().max())
         if self.again > 1e-3 * moved:
             raise CurvatureError(

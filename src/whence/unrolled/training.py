@@ -32,6 +32,15 @@ TOKENS = 8192  # of a step in one forward pass, by default
 
 
 @dataclass(frozen=True, eq=False)
+class _Graph:
+    """A gradient, the weights in it, and how many numbers the model gave."""
+
+    slopes: list[Tensor]
+    weights_B: Tensor
+    outputs: int
+
+
+@dataclass(frozen=True, eq=False)
 class Training:
     """A training that can be run in either direction; make it with ``training_of``.
 
@@ -80,9 +89,7 @@ class Training:
         grad = sum((self._slope(part, number, weights_N) for part in self._parts(number)), torch.zeros(()))
         return self.course.rule.step(state, clipped(grad.to(state.theta), self.course.clip), self._moment(number))
 
-    def retreat(
-        self, state: State, number: int, weights_N: np.ndarray, *, after: State
-    ) -> tuple[State, np.ndarray, State]:
+    def retreat(self, state: State, number: int, weights_N: np.ndarray, *, after: State) -> tuple[State, np.ndarray]:
         """One step back, for Q cotangents.
 
         Args:
@@ -92,25 +99,31 @@ class Training:
             after: derivatives of Q measurements by the state after, each [Q, P].
 
         Returns:
-            Derivatives by the state before; [Q, B] derivatives by the weights of the step's rows, in the order of the
-            course; and the state after, which the step made again.
+            Derivatives by the state before; and [Q, B] derivatives by the weights of the step's rows, in the order of
+            the course.
 
         Raises:
             LayerError: a model without second derivatives.
         """
         self._put(state.theta)
         parts, at, clip = self._parts(number), self._moment(number), self.course.clip
-        grad = sum((self._slope(part, number, weights_N) for part in parts), torch.zeros(())).to(state.theta)
-        again = self.course.rule.step(state, clipped(grad, clip), at)
+        whole = self._graph(parts[0], number, weights_N) if len(parts) == 1 else None
+        if whole is not None:
+            grad = self._flat(whole.slopes).detach().to(state.theta)
+        else:
+            grad = sum((self._slope(part, number, weights_N) for part in parts), torch.zeros(())).to(state.theta)
         before, by_clipped = self.course.rule.pull(state, clipped(grad, clip), after, at=at)
         by_grad = pull_clipped(grad, clip, by_clipped)
         bent, effects = torch.zeros_like(by_grad), []
         for part in parts:
-            by_theta, by_weight = self._twice(part, number, weights_N, by_grad, verify=number == len(self.course) - 1)
+            graph = whole or self._graph(part, number, weights_N)
+            if number == len(self.course) - 1:
+                check_twice_differentiable(graph.slopes)
+            by_theta, by_weight = self._twice(graph, by_grad)
             bent += by_theta
             effects.append(by_weight.double().cpu().numpy())
         found = State(before.theta + bent, before.first, before.second)
-        return found, np.concatenate(effects, axis=1), again
+        return found, np.concatenate(effects, axis=1)
 
     def measured(self, theta_P: Tensor, queries: Sequence[Example]) -> np.ndarray:
         """Q measurements at these parameters."""
@@ -166,22 +179,20 @@ class Training:
         weights_B = losses_B.new_tensor(weights_N[list(part)]).requires_grad_()
         return (weights_B * losses_B).sum() / self.course.divisors[number], weights_B, outputs.numel()
 
-    def _twice(
-        self, part: Sequence[int], number: int, weights_N: np.ndarray, by_grad: Tensor, *, verify: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Derivatives of ⟨g, a⟩ for Q directions a: by the parameters [Q, P], by the part's weights [Q, B]."""
-        moving = self.moving
+    def _graph(self, part: Sequence[int], number: int, weights_N: np.ndarray) -> _Graph:
+        """The gradient of a part of a step's objective, differentiable once more."""
         with torch.enable_grad():
             loss, weights_B, outputs = self._objective(part, number, weights_N)
-            slopes = vector_jacobian([loss], moving, how="graph")
-            if verify:
-                check_twice_differentiable(slopes)
-            found = []
-            for along in by_grad.split(max(1, BLOCK_ELEMENTS // max(1, outputs))):
-                live = [
-                    (s, d) for s, d in zip(slopes, self._shaped(along), strict=True) if s.requires_grad
-                ]  # fmt: skip
-                wanted = [*moving, weights_B]
+            return _Graph(vector_jacobian([loss], self.moving, how="graph"), weights_B, outputs)
+
+    def _twice(self, graph: _Graph, by_grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of ⟨g, a⟩ for Q directions a: by the parameters [Q, P], by the part's weights [Q, B]."""
+        found = []
+        with torch.enable_grad():
+            for along in by_grad.split(max(1, BLOCK_ELEMENTS // max(1, graph.outputs))):
+                pairs = zip(graph.slopes, self._shaped(along), strict=True)
+                live = [(s, d) for s, d in pairs if s.requires_grad]
+                wanted = [*self.moving, graph.weights_B]
                 found.append(vector_jacobian([s for s, _ in live], wanted, [d for _, d in live], how="block"))
         blocks = [torch.cat(each) for each in zip(*found, strict=True)]
         return torch.cat([b.flatten(1) for b in blocks[:-1]], dim=1).to(by_grad), blocks[-1]
