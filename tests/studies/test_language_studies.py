@@ -144,6 +144,25 @@ def test_recall_of_the_same_ranking_is_whole_and_ties_count_by_their_odds(study)
     np.testing.assert_allclose(module.recall(exact, np.zeros_like(exact), top=10, kept=25), 0.25)
 
 
+def test_funnel_runs(study, small_almanac, tmp_path):
+    module = study("funnel")
+    text = "\n".join([" = heading = ", *sentences(40, words=8)])
+    (tmp_path / "train.txt.gz").write_bytes(gzip.compress(text.encode()))
+    shape = module._language.Shape(vocabulary=270, width=8, inner=8, layers=1, passes=1)
+    config = module.Config(
+        rows=20, questions=3, words=8, top=2, shares=(0.05, 0.2), shape=shape, facts=2, habits=2, audits=2
+    )
+    result = module.run(config, tmp_path, tmp_path / "demo")
+    module.page(config, result, module._page.circumstances(config, 1.0), tmp_path / "docs")
+    record = written(tmp_path / "docs", "funnel")
+    assert set(record["checks"]) == {module.WIKI, module.FACTS, module.HABITS}
+    for group in result.values():
+        for line in group["filters"].values():
+            assert 0 <= line["estimated"]["truth"] <= 1 and line["curve"][0]["recall"] <= line["curve"][1]["recall"]
+        # the rows of this model are short enough for an index of 10 KB to keep every number: it is the exact ranking
+        assert group["filters"][module.index_name(10)]["curve"][1]["recall"] == 1.0
+
+
 def test_cross_lingual_runs(study, tmp_path):
     module = study("cross_lingual")
     for part in ("udhr", "tatoeba"):
