@@ -4,6 +4,7 @@
 #   make demo                        the embedded example, from a fresh clone to a report
 #   make test ARGS="-k atomic"       the tests, with extra arguments for pytest
 #   make studies DATA=path           the re-run published findings
+#   make scorecard                   what is promised about reliability, counted (SCORECARD=full: nightly)
 #
 # Variables: PYTHON (>= 3.11), TORCH_INDEX (where CPU builds of torch come from), ARGS, DATA.
 
@@ -19,7 +20,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test check format docs notebook bench bench-peers studies chromium axe clean
+.PHONY: help demo test check format docs notebook bench bench-peers scorecard studies chromium axe clean
 
 help:
 	@sed -n '1,/^$$/{s/^# \{0,1\}//p}' Makefile
@@ -91,6 +92,10 @@ bench: $(VENV)/.runtime
 bench-peers: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.peers.set_up
 	@$(BIN)/python -m benchmarks.peers.compare $(if $(DATA),--data $(DATA)) $(ARGS)
+
+# writes scorecard/reliability.json and docs/explanation/scorecard.md
+scorecard: $(VENV)/.dev chromium axe
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m scorecard $(ARGS)
 
 studies: $(VENV)/.dev
 	@shopt -s nullglob; found=0; for study in studies/[a-z]*.py; do found=1; echo "== $$study"; \

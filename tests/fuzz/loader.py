@@ -45,8 +45,9 @@ SECONDS, MEGABYTES = 2.0, 512.0
 READ = ReadOptions(max_bad_rows=1.0, dup_ids="suffix", limits=Limits(line_bytes=4096, gzip_floor=2**20))
 DICTIONARY = [
     b"\x00", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"{", b"}", b"[", b"]", b'"', b"'",
-    b"\\", b",", b":", b"\n", b"\r", b"\r\n", b"\t", b"null", b"NaN", b"Infinity", b"1e999", b"-0", b"9" * 400, b"[" * 90,
-    b'{"a":' * 90, b'{"text": 5}', b'"id": "b"', b"<script>", b"\x1b[31m", b"\xe2\x80\xae", b"\xf0\x9f\x98\x80", b"&a *a",
+    b"\\", b",", b":", b"\n", b"\r", b"\r\n", b"\t", b"null", b"NaN", b"Infinity", b"1e999", b"-0", b"9" * 400,
+    b"[" * 90, b'{"a":' * 90, b'{"text": 5}', b'"id": "b"', b"<script>", b"\x1b[31m", b"\xe2\x80\xae",
+    b"\xf0\x9f\x98\x80", b"&a *a",
     b"!!python/object/apply:os.system", b"{% for i in range(9999) %}", b"{{ ''.__class__ }}", b"{% endfor %}", b"../",
     b"true", b"-1", b"0x10", b"2026-13-45", b"~", b"|", b">", b"? ", b"- ", b"\x85", b"\xe2\x80\xa8",
 ]  # fmt: skip
@@ -104,7 +105,7 @@ def _value(drawn: random.Random, depth: int = 0) -> Any:
     return [None, True, drawn.randrange(-(10**20), 10**20), drawn.gauss(0, 1e9), 0][kind - 3]
 
 
-NAMES = (
+NAMES = (  # noqa: SIM905 - as prose
     "text prompt completion messages conversations input_ids labels attention_mask label id instruction input output "
     "response features target tools role content from value"
 ).split()
