@@ -87,7 +87,7 @@ class CurvatureError(WhenceError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Is this an allocation that failed? PyTorch's CPU allocator raises a plain RuntimeError, GPUs a class of their own."""
+    """Is this an allocation that failed? PyTorch raises a plain RuntimeError on the CPU, and its own class on GPUs."""
     said = str(error).lower()
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "out of memory" in said or "can't allocate memory" in said
