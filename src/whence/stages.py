@@ -213,6 +213,11 @@ def _sourced(view: RowView, stage: str) -> RowView:
 
 
 def check_stage_options(options: TraceOptions) -> None:
+    """Refuse what rows of two stages cannot have together.
+
+    Raises:
+        OptionError: names the setting.
+    """
     for name, plain in (("normalise", "none"), ("per_layer", False), ("self_influence", False)):
         if getattr(options, name) != plain:
             raise OptionError(
@@ -278,6 +283,7 @@ def told(ask: Ask, scores: Scores, seconds: Mapping[str, float], *, alpha: float
 
 
 def strongest(scores: Scores, top_k: int | None) -> Scores:
+    """The ``top_k`` strongest rows on both sides, of both stages together; None = all."""
     if top_k is None:
         return scores
     best = TopK({id_: n for n, id_ in enumerate(scores.train_ids)}, top_k, len(scores.query_ids))
