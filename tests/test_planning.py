@@ -11,7 +11,7 @@ import pytest
 import whence
 from folders import animal_rows, model_folder, tiny_llama, word_tokenizer, write_rows
 from whence.cli.main import run
-from whence.errors import DataError, OptionError
+from whence.errors import DataError, OptionError, ResourceError
 from whence.planning import estimate
 
 QUESTION = [{"prompt": "the cat sat", "completion": " on the mat ."}, {"prompt": "the dog", "completion": " ran ."}]
@@ -106,6 +106,13 @@ def test_not_enough_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("whence.planning.estimating.free_disk", lambda folder: (str(folder), 10))
     found = estimate(live(), train=animal_rows(20), out=tmp_path)
     assert "10 free" in found["problems"][0]
+
+
+def test_an_index_without_room_stops_before_its_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("whence.indexing.free_disk", lambda folder: (str(folder), 100))
+    with pytest.raises(ResourceError, match="100 are free"):
+        whence.build_index(live(), train=animal_rows(20), out=tmp_path / "i")
+    assert not list((tmp_path / "i").glob("shard-*"))
 
 
 def test_out_of_memory_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

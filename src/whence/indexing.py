@@ -23,7 +23,7 @@ from whence.assemble import about_of, nonfinite_rows, views_of
 from whence.building import Fitting, Shelving, Site, site_of
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions
-from whence.errors import OptionError, StoreError
+from whence.errors import OptionError, ResourceError, StoreError
 from whence.gradients.transforms import TransformedGradients, whitened
 from whence.linalg.codes.base import Code, Layout
 from whence.linalg.codes.choose import AUTO, choose
@@ -31,6 +31,7 @@ from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
+from whence.plan.meter import free_disk
 from whence.scores.score import collect
 from whence.scoring import blocks_of, counted
 from whence.store import atomic, index_folder, index_shards, tables
@@ -330,6 +331,25 @@ class _Build:
             self.ask.watch.note("factors", f"note      {note}")
         return factors, places
 
+    def _require_room(self, needed: int) -> None:
+        """Before the pass over the rows: is there room for what it will write?
+
+        Raises:
+            ResourceError: there is not; says how much is needed.
+        """
+        there = sum(p.stat().st_size for p in self.folder.path.glob("shard-*.safetensors"))
+        place, free = free_disk(self.folder.path)
+        self.ask.watch.note(
+            "room", f"room      {needed / 1e6:,.1f} MB of rows, {free / 1e9:,.1f} GB free at {place}",
+            bytes=needed, free_bytes=free,
+        )  # fmt: skip
+        if needed - there > free:
+            raise ResourceError(
+                f"the rows of this index take {needed:,} bytes, and {free:,} are free at {place}",
+                wanted="room for all of them before the pass over the rows begins",
+                try_=f"--budget {self.kept.budget * free / needed:.2g}, or another folder with -o",
+            )
+
     def _shards(self, factors: Factors) -> tuple[Code, list[str], int]:
         """All shards; how many this process made."""
         source = self.trained.source
@@ -337,6 +357,7 @@ class _Build:
         transform = whitened(inverse, self.subject.layers.sizes)
         layout = Layout(TransformedGradients(source, (transform,)).layers.sizes)
         code = choose(layout, int(self.kept.budget * KB), self.kept.scheme)
+        self._require_room(len(self.trained.examples) * (code.bytes_per_row + index_shards.KNOWN_BYTES))
         columns = {id_: n for n, id_ in enumerate(self.trained.rows.ids)}
         shelving = Shelving(self.site, transform, code, columns, self.kept.shard_bytes)
         with counted(self.ask.watch, "index", len(self.trained.examples)) as count:
