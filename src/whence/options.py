@@ -130,8 +130,9 @@ class TraceOptions(BaseModel):
     batch_tokens: int = Field(
         default=4096, ge=1, description="Tokens per batch with padding. Changes speed and memory only."
     )
-    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number type of the model; auto keeps the checkpoint's."
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16", "int8", "nf4"] = Field(
+        default="auto",
+        description="Number type of the model; auto keeps the checkpoint's; int8, nf4: quantised, under an adapter.",
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
     offload: tuple[Literal["factors", "disk", "activations"], ...] = Field(

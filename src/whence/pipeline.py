@@ -280,6 +280,8 @@ def _note_model(loaded: Loaded, layers: Layers, watch: Watcher) -> None:
         f"{about['dtype']} on {about['device']}{among} · attention {about['attention'] or 'its own'}",
         **{k: about[k] for k in ("class", "parameters", "dtype", "device", "attention")},
     )
+    for note in layers.notes[1:] if layers.uncovered else layers.notes:  # the first repeats the line below
+        watch.note("base", f"note      {note}")
     largest = ", ".join(f"{name} ({count:,})" for name, count in layers.uncovered[:2])
     watch.note(
         "layers",

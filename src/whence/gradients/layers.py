@@ -7,6 +7,7 @@ the mistake. Every kind shows its gradient as O x I like ``nn.Linear``; a bias i
 from __future__ import annotations
 
 import fnmatch
+import math
 import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -284,6 +285,12 @@ def _layer(name: str, modules: tuple[nn.Module, ...], embeddings: tuple[nn.Embed
     return Layer(name, modules, kind, outputs, inputs + bias, bias, embeddings)
 
 
+def numbers_in(parameter: Tensor) -> int:
+    """How many weights a parameter stands for; 4-bit ones are packed two to a byte."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
+
+
 def _check_sight(model: nn.Module, layers: Layers) -> None:
     """Refuse to speak for a model most of whose parameters cannot be seen (experts of an unknown kind, say).
 
@@ -334,10 +341,12 @@ def _with_coverage(model: nn.Module, layers: dict[str, Layer]) -> Layers:
         for p in own:
             followed[id(p)] = followed.get(id(p), 0) + p.numel() // shared
     rest: dict[str, int] = {}
-    total = 0
+    total, base, kinds = 0, 0, set()
     for name, parameter in model.named_parameters():
         if adapter and not parameter.requires_grad and "lora_" not in name:
-            continue  # the frozen base of an adapter was not trained
+            base += numbers_in(parameter)  # the frozen base of an adapter was not trained
+            kinds |= {str(parameter.dtype).removeprefix("torch.")} if not parameter.is_floating_point() else set()
+            continue
         total += parameter.numel()
         if left := parameter.numel() - followed.get(id(parameter), 0):
             rest[name] = left
@@ -348,4 +357,7 @@ def _with_coverage(model: nn.Module, layers: dict[str, Layer]) -> Layers:
         if rest
         else ()
     )
+    if base:
+        stored = f", some of it stored as {' and '.join(sorted(kinds))}" if kinds else ""
+        notes += (f"the adapter's base ({base:,} frozen parameters{stored}) is not attributed: it was not trained",)
     return Layers(layers, covered, largest, notes, {n: (lay.outputs, lay.inputs) for n, lay in layers.items()})

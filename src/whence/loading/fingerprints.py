@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import nn
 
+from whence.gradients.layers import numbers_in
 from whence.store import atomic
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -32,7 +33,7 @@ def describe_model(model: nn.Module, *, digest: bool = False) -> dict[str, Any]:
     first = next(model.parameters(), None)
     record = {
         "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(numbers_in(p) for p in model.parameters()),
         "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
         "device": "cpu" if first is None else str(first.device),
         "attention": getattr(config, "_attn_implementation", None),

@@ -8,6 +8,7 @@ adapter folder loaded as a full model would otherwise give plausible nonsense).
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +42,8 @@ AUTO_CLASSES: Mapping[str, Any] = {
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
 ADAPTED = {"SEQ_CLS": "classification", "TOKEN_CLS": "token_classification", "SEQ_2_SEQ_LM": "seq2seq"}
-DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+QUANTISED = ("int8", "nf4")
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16", *QUANTISED)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def load_model(
 
     Args:
         spec: folder, hub id, ``id@revision``, PEFT adapter folder, a module, or ``(model, tokenizer)``.
-        dtype: number type; ``auto`` keeps the checkpoint's (float16 becomes float32 on a CPU, where it has no range).
+        dtype: number type; ``auto`` keeps the checkpoint's (float16 becomes float32 on a CPU, where it has no range);
+            ``int8`` and ``nf4`` quantise the weights while loading (bitsandbytes), for the base of an adapter.
         device: torch device; ``auto`` takes CUDA, then MPS, then the CPU. ``HOST`` leaves it in main memory in the
             number type that a GPU would get. A live model stays where it is.
         task: a key of ``AUTO_CLASSES``, or ``auto`` (by the architecture named in the model's config).
@@ -263,6 +266,9 @@ def _full_model(request: _Request, config: Any) -> nn.Module:
         )
     words = request.keywords() | {"dtype": _dtype(request, config), "output_loading_info": True}
     words["ignore_mismatched_sizes"] = True  # they come back in the info, and are then an error that names them
+    if request.dtype in QUANTISED:
+        place = "cpu" if request.device == HOST else request.device
+        words |= {"quantization_config": _quantisation(request.dtype, place), "device_map": {"": place}}
     if request.weights == "safetensors":
         words["use_safetensors"] = True
     if request.attention != "auto":
@@ -272,10 +278,29 @@ def _full_model(request: _Request, config: Any) -> nn.Module:
     check_complete(request.place, type(model).__name__, info)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # a cache of keys and values is for generation; here it only costs memory
+    if getattr(model, "is_quantized", False):
+        return model.eval()  # where it was quantised; 8-bit weights cannot be moved
     return model.to("cpu" if request.device == HOST else request.device).eval()
 
 
+def _quantisation(dtype: str, place: str) -> Any:
+    """Transformers' own settings for weights in 8 or 4 bits.
+
+    Raises:
+        OptionError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        said = "pip install 'whence[quantised]'"
+        raise OptionError(f"dtype {dtype} without bitsandbytes", wanted="the library that quantises", try_=said)
+    if dtype == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.float32 if place == "cpu" else torch.bfloat16
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
 def _dtype(request: _Request, config: Any) -> Any:
+    if request.dtype in QUANTISED:
+        return torch.float32 if request.device == "cpu" else "auto"
     if request.dtype != "auto":
         return getattr(torch, request.dtype)
     stored = getattr(config, "dtype", None)
