@@ -39,7 +39,7 @@ class Int8Linear(nn.Linear):
     def restored(self) -> Tensor:
         return self.weight.double() * self.scale
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+    def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, self.restored.to(input.dtype))
 
 
