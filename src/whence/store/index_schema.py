@@ -84,7 +84,7 @@ def checked(folder: Path, body: dict[str, Any], *, own_method: str | None = None
         if name not in layers or outputs > layers[name][0] or inputs > layers[name][1]:
             raise damaged(path, f"its rows are longer than the gradient of layer {name[:80]!r}")
     if not body["layout"] or (body["fit"].get("stages") and set(body["places"]) != set(layers)):
-        raise damaged(path, "it does not say where the curvature and the rows of each layer are")
+        raise damaged(path, "its layers, and where their curvature and rows are, do not agree")
     _check_trust(path, body["options"], own_method)
     return body
 
