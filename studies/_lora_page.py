@@ -90,7 +90,7 @@ fine-tuned on {config.rows} sentences with {config.flipped:.0%} flipped labels (
 {solving(config, result)}
 {finding(config, result)}
 Smaller than published: a model of this size in place of RoBERTa-large, {config.epochs} epochs, {count}
-seed{"s" * (count != 1)}; the class-retrieval half of C6 is not measured.
+seed{"s" * (count != 1)}; for class retrieval see [its study](class_retrieval.md).
 {result.get("note", "")}
 """
 
