@@ -67,8 +67,9 @@ def test_suspicions_and_merits_are_products_of_gradients(sources):
 def test_rows_never_seen_are_judged_by_their_own_gradient_and_loss(sources):
     train, held = sources
     found = judge_unseen(train, held, PLAIN, classes=3)
-    own = np.array([gradient(held, n) for n in range(2)])
-    proportional(found.parts["self"], (own * own).sum(1))
+    for n, given in enumerate(LABELS[6:]):
+        squared = [float((gradient(held, n, c) ** 2).sum()) for c in range(3)]
+        np.testing.assert_allclose(found.parts["self"][n], squared[given] / np.mean(squared), rtol=1e-8)
     batch = held.task.collate(held.examples)
     logs = torch.log_softmax(held.task.outputs(held.model, batch), 1).detach().numpy()
     np.testing.assert_allclose(found.merits_CN, logs.T, rtol=1e-10)

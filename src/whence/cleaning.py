@@ -233,9 +233,7 @@ def _by_folds(
         outside = _other(inside, [e for e, f in zip(train, fold_N, strict=True) if f == fold])
         judged = judge_unseen(inside, outside, how.terms, classes=classes)
         for name, values in judged.parts.items():
-            # over the fold's mean: models differ in how loud everything is
-            mean = float(np.nanmean(values)) or 1.0
-            parts.setdefault(name, np.full(len(train), np.nan))[fold_N == fold] = values / mean
+            parts.setdefault(name, np.full(len(train), np.nan))[fold_N == fold] = values
         merits[:, fold_N == fold] = judged.merits_CN
     return parts, merits
 

@@ -89,7 +89,9 @@ def judge(
 def judge_unseen(train: LiveGradients, unseen: LiveGradients, terms: Terms, *, classes: int) -> Judgement:
     """Suspicion of rows that the model was *not* trained on: what a step on them would owe to themselves.
 
-    A model that has learned its wrong labels by heart finds them in order; one that never saw them does not.
+    A model that has learned its wrong labels by heart finds them in order; one that never saw them does not. The row's
+    self-influence is taken over the mean of those it would have under every label, so that it speaks of the label and
+    not of how loud the text is.
 
     Args:
         train: what the model was trained on, for the curvature.
@@ -97,9 +99,18 @@ def judge_unseen(train: LiveGradients, unseen: LiveGradients, terms: Terms, *, c
         terms: method and damping.
         classes: number of labels.
     """
-    own = SelfInfluence(_inverse(train, terms, None))
-    unseen.visit(own)
-    return Judgement({"self": _listed(own, unseen)}, _merits_by_loss(unseen, classes))
+    inverse = _inverse(train, terms, None)
+    own_CN = np.stack([_own(replace(unseen, examples=_dealt(unseen, label)), inverse) for label in range(classes)])
+    given = np.array([int(e.labels) for e in unseen.examples])
+    mean_N = own_CN.mean(0)
+    share_N = own_CN[given, np.arange(len(given))] / np.where(mean_N > 0, mean_N, 1.0)
+    return Judgement({"self": share_N}, _merits_by_loss(unseen, classes))
+
+
+def _own(source: LiveGradients, inverse: Blocks) -> np.ndarray:
+    own = SelfInfluence(inverse)
+    source.visit(own)
+    return _listed(own, source)
 
 
 def _listed(own: SelfInfluence, source: LiveGradients) -> np.ndarray:
