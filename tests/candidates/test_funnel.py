@@ -84,6 +84,31 @@ def test_recall_from_a_sample_is_near_on_average_and_its_interval_covers(noise: 
     assert covered >= 35
 
 
+def test_questions_of_which_some_lose_everything_and_others_nothing() -> None:
+    truth = exact()
+    kept = np.concatenate([filtered(truth, 0.0, 30)[:12], filtered(-truth, 0.0, 30)[12:]])
+    others = np.flatnonzero(~kept.any(0))
+    covered = 0
+    for seed in range(20):
+        drawn = sampled(others, 80, seed)
+        weights = kept.any(0).astype(float)
+        weights[drawn] = len(others) / len(drawn)
+        found = recall(np.where(weights > 0, truth, np.nan), kept, weights, top=TOP)
+        assert found.value == pytest.approx(0.5, abs=0.05)
+        covered += found.low <= 0.5 <= found.high + 0.02
+    assert covered >= 17
+
+
+def test_of_one_question_a_small_sample_says_little() -> None:
+    truth = exact()[:1]
+    kept = filtered(truth, 0.0, 30)
+    drawn = sampled(np.flatnonzero(~kept[0]), 30, 0)
+    weights = kept[0].astype(float)
+    weights[drawn] = 570 / 30
+    found = recall(np.where(weights > 0, truth, np.nan), kept, weights, top=TOP)
+    assert found.low < 0.6 and found.high == 1.0
+
+
 def test_an_early_stage_is_credited_for_rows_that_a_later_one_dropped() -> None:
     truth = exact()
     early = filtered(truth, 0.5, 200)
