@@ -2,7 +2,7 @@
 
 python -m scorecard                       the counts of every change
 SCORECARD=full python -m scorecard        the nightly counts
-python -m scorecard --only R7,R8          some lines
+python -m scorecard --only R7,R8          some lines; the others stay as they were counted last
 python -m scorecard --plans plans.json    with a comparison of plans and jobs (benchmarks.plan_accuracy --json)
 """
 
@@ -47,15 +47,23 @@ def counted(line: Property, card: Card) -> dict[str, Any]:
 
 def _waiting(line: Property) -> dict[str, Any]:
     """A line that has not been counted yet; it stays so when the run is stopped."""
-    outcome = Outcome("not run", "", missing="the run was stopped before it")
-    return {"id": line.id, "promise": line.promise, "target": line.target, "seconds": 0, **asdict(outcome)}
+    outcome = Outcome("not run", "", missing="not counted yet")
+    stamp = {"when": "", "commit": "", "mode": ""}
+    return {"id": line.id, "promise": line.promise, "target": line.target, "seconds": 0, **asdict(outcome), **stamp}
+
+
+def _before(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of the last run; every line that it lacks is not run."""
+    found = json.loads(path.read_text())["lines"] if path.is_file() else []
+    known = {line["id"]: line for line in found}
+    return {line.id: known.get(line.id) or _waiting(line) for line in PROPERTIES}
 
 
 def main() -> int:
     """Count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
-    parser.add_argument("--plans", type=Path, default=None)
+    parser.add_argument("--plans", type=Path, default=ROOT / "scorecard" / "plans.json")
     parser.add_argument("--json", type=Path, default=ROOT / "scorecard" / "reliability.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "explanation" / "scorecard.md")
     parser.add_argument(
@@ -71,23 +79,18 @@ def main() -> int:
         names = [name for line in wanted for name in line.tests]
         found = run_tests(names, Path(place) / "report.xml") if names else {}
     card = Card(full, found, given.plans)
-    lines = [_waiting(line) for line in wanted]
-    for n, line in enumerate(wanted):
-        lines[n] = counted(line, card)
-        said = f"{lines[n]['measured']} {lines[n]['missing']}".strip()
-        print(f"{line.id:<4} {lines[n]['status']:<8} {said}", flush=True)
-        body = {
-            "mode": "full" if full else "pr",
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "seconds": round(time.perf_counter() - began),
-            "machine": environment(threads=1),
-            "lines": lines,
-        }
+    machine, mode = environment(threads=1), "full" if full else "pr"
+    lines = _before(given.json) if given.only else {line.id: _waiting(line) for line in wanted}
+    for line in wanted:
+        stamp = {"when": time.strftime("%Y-%m-%d %H:%M"), "commit": str(machine["git"])[:10], "mode": mode}
+        lines[line.id] = {**counted(line, card), **stamp}
+        said = f"{lines[line.id]['measured']} {lines[line.id]['missing']}".strip()
+        print(f"{line.id:<4} {lines[line.id]['status']:<8} {said}", flush=True)
+        body = {"seconds": round(time.perf_counter() - began), "machine": machine, "lines": list(lines.values())}
         given.json.write_text(json.dumps(body, indent=1, default=str) + "\n")
-        if not given.only:
-            given.page.write_text(page.text(body), encoding="utf-8")
-    print(page.summary(lines))
-    return 1 if any(line["status"] == "fail" for line in lines) else 0
+        given.page.write_text(page.text(body), encoding="utf-8")
+    print(page.summary(list(lines.values())))
+    return 1 if any(line["status"] == "fail" for line in lines.values()) else 0
 
 
 if __name__ == "__main__":

@@ -26,22 +26,32 @@ def text(body: Mapping[str, Any]) -> str:
     """The whole page."""
     machine = body["machine"]
     versions = machine["versions"]
-    counts = "the counts of every change" if body["mode"] == "pr" else "the nightly counts"
     made = (
-        f"{body['when']}, commit {str(machine['git'])[:10]}, {counts}, {body['seconds'] // 60} minutes of wall "
-        f"clock on {machine['cpu']} ({machine['cpus']} cores, one thread), torch {versions['torch']}, "
-        f"Python {machine['python']}. "
-        f"**{summary(body['lines'])}.**"
+        f"Counted on {machine['cpu']} ({machine['cpus']} cores, one thread), torch {versions['torch']}, Python "
+        f"{machine['python']}. **{summary(body['lines'])}.**"
     )
     table = _table(
-        ("", "promise", "target", "", "counted", "not run"),
+        ("", "promise", "target", "", "counted", "not run", "when, at which commit"),
         [
-            (line["id"], line["promise"], line["target"], line["status"], line["measured"], line["missing"])
+            (
+                line["id"],
+                line["promise"],
+                line["target"],
+                line["status"],
+                line["measured"],
+                line["missing"],
+                _when(line),
+            )
             for line in body["lines"]
         ],
     )
     families = _table(("", "fault", "tests"), [_family(name) for name in FAMILIES])
     return "\n\n".join([HEAD.strip(), made, table, "## Fault families (R1)", families]) + "\n"
+
+
+def _when(line: Mapping[str, Any]) -> str:
+    nightly = ", nightly counts" if line["mode"] == "full" else ""
+    return f"{line['when']}, {line['commit']}{nightly}" if line["when"] else ""
 
 
 def _family(name: str) -> tuple[str, str, str]:
