@@ -75,7 +75,7 @@ def test_the_meter_sees_memory_come_and_go() -> None:
         assert block.sum() > 0
         del block
     assert found.peak - found.before > 30_000_000
-    assert 0 < found.cpu_seconds and 0 < found.seconds
+    assert found.cpu_seconds > 0 and found.seconds > 0
     assert (meter.available() or 0) > 0
 
 
