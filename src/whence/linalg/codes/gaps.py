@@ -6,11 +6,13 @@ row of D numbers with K slots keeps a little less than K of them, and needs no i
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # bytes -> the filler, which advances by that much; smaller values v are entries that advance by v + 1
 FILLER = {1: 255, 2: 65535}
+FAR = 1 << 40  # behind every position
 
 
 def slot_bytes(total: int, budget: float) -> int:
@@ -34,7 +36,7 @@ def kept_within(position_BK: Tensor, slots: int, *, width: int) -> Tensor:
     rank = torch.arange(position_BK.shape[1], device=position_BK.device)
     kept_B = (position_BK >= 0).sum(1).clamp(max=slots)
     while True:
-        used_B = kept_B + _fillers(_sorted(position_BK, rank < kept_B[:, None]), width).sum(1)
+        used_B = kept_B + _fillers(_rising(position_BK, rank < kept_B[:, None])[0], width).sum(1)
         over_B = used_B - slots
         if bool((over_B <= 0).all()):
             return kept_B
@@ -50,10 +52,8 @@ def coded(position_BK: Tensor, kept_B: Tensor, *, slots: int, width: int) -> tup
     """
     rank = torch.arange(position_BK.shape[1], device=position_BK.device)
     chosen = rank < kept_B[:, None]
-    far = torch.iinfo(torch.int64).max // 2
-    order = torch.where(chosen, position_BK, far).argsort(dim=1, stable=True)
-    there = chosen.gather(1, order)
-    sorted_BK = torch.where(there, position_BK.gather(1, order), -1)
+    sorted_BK, order = _rising(position_BK, chosen)
+    there = sorted_BK >= 0
     fillers = _fillers(sorted_BK, width)
     at = rank + fillers.cumsum(1)  # each entry comes after its own fillers
     gap = _distances(sorted_BK) - 1 - fillers * FILLER[width]
@@ -81,11 +81,16 @@ def _stored(distance: Tensor, width: int) -> Tensor:
     return torch.where(distance > 32767, distance - 65536, distance).to(torch.int16)
 
 
-def _sorted(position_BK: Tensor, chosen: Tensor) -> Tensor:
-    """Chosen positions rising, then -1."""
-    far = torch.iinfo(torch.int64).max // 2
-    rising = torch.where(chosen, position_BK, far).sort(dim=1).values
-    return torch.where(rising < far, rising, -1)
+def _rising(position_BK: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen positions rising, then -1; and where each of them stood.
+
+    One sort of both at once, by NumPy: a seventh of torch's time for rows of a few thousand.
+    """
+    bits = max(1, position_BK.shape[1] - 1).bit_length()
+    keys = (torch.where(chosen, position_BK, FAR) << bits) + torch.arange(position_BK.shape[1], device=chosen.device)
+    keys = torch.from_numpy(np.sort(keys.cpu().numpy(), axis=1)).to(chosen.device)
+    rising = keys >> bits
+    return torch.where(rising < FAR, rising, -1), keys & ((1 << bits) - 1)
 
 
 def _distances(sorted_BK: Tensor) -> Tensor:
