@@ -45,8 +45,12 @@ MODELS = {
 }
 
 
-def source(name: str, ranks: Ranks | None, *, rows: int = 13) -> LiveGradients:
-    """The rows on the model, which is spread over the ranks if there are any; an odd number of batches."""
+def source(name: str, ranks: Ranks | None) -> LiveGradients:
+    """The rows on the model, which is spread over the ranks if there are any; an odd number of batches.
+
+    Experts see few tokens of each row: with more rows their covariances have full rank, and so one eigenbasis.
+    """
+    rows = 62 if name == "experts" else 13
     model = MODELS[name]()
     layers = find_layers(model, ("*",) if name == "tied" else ())
     examples = conftest.examples(rows)
