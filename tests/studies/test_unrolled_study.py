@@ -35,7 +35,9 @@ def test_it_runs_and_writes_its_page(study, tmp_path, monkeypatch):
     found = study.run(config, tmp_path, tmp_path / "banks")
     record = study.page(config, found, study._page.circumstances(config, 1.0), tmp_path / "docs")
     assert len(record["banks"]) == 4 and record["again"] == 0.0 and record["tree"]["states"] <= 5
-    assert all(set(each["lds"]) == {"unrolled", "ekfac", "dot", "bm25"} for each in record["banks"].values())
+    assert all(
+        set(each["lds"]) == {"unrolled", "unrolled, rough", "ekfac", "dot", "bm25"} for each in record["banks"].values()
+    )
     assert all(np.isfinite(list(each["lds"].values())).all() for each in record["banks"].values())
     kept = json.loads((tmp_path / "docs" / "unrolled.json").read_text())
     assert len(kept["about"]["config_hash"]) == 16

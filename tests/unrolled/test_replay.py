@@ -59,7 +59,8 @@ def test_a_smooth_run_is_told_from_a_rough_one():
     smooth = judged(Recipe(optimiser="sgd", rate=1e-3, steps=8, batch=4))
     assert smooth.parameters > 0.99 and smooth.usable and smooth.bend < 0.02 and smooth.rows == 4
     np.testing.assert_allclose(smooth.measured, smooth.foretold, rtol=0.02)
-    assert smooth.slope == pytest.approx(1.0, rel=0.01)
+    assert smooth.slope == pytest.approx(1.0, rel=0.01) and smooth.left_slope == pytest.approx(1.0, rel=0.05)
+    assert not replace(smooth, left_measured=tuple(0.02 * x for x in smooth.left_foretold)).usable
     rough = judged(Recipe(optimiser="sgd", rate=0.2, steps=24, batch=4, objective="row"))
     assert rough.parameters < 0.9 and rough.bend > 0.5
     assert not replace(rough, parameters=0.49).usable

@@ -39,6 +39,7 @@ def _smooth(ran: Mapping[str, Any]) -> tuple[Table, ...]:
     said = (
         f"{smooth.get('rows')} rows weigh {float(smooth.get('width', 0.0)):g} more, and training is repeated. Signs "
         f"of successive changes of the parameters agree to {float(smooth.get('parameters', 0.0)):+.2f} of 1. {ROUGH} "
-        f"Measured changes are {float(smooth.get('slope', 0.0)):.2f} times those foretold."
+        f"Measured changes are {float(smooth.get('slope', 0.0)):.2f} times those foretold; without the "
+        f"strongest row {float(smooth.get('left_slope', 0.0)):.2f} times."
     )
     return (Table("Is it smooth?", ("", "change foretold, nats", "measured, nats"), rows, said),)

@@ -214,7 +214,7 @@ def _note_cost(run: Run, training: Training, tree: Tree, questions: int) -> None
     course, size = training.course, training.origin_P.numel() * training.origin_P.element_size()
     parts = 2 if training.course.rule.begin(training.origin_P[:1]).second.numel() == 0 else 3
     megabytes = (tree.states + questions) * parts * size / 1e6
-    extra = 2 * tree.steps if run.settings.smoothness else 0
+    extra = 3 * tree.steps if run.settings.smoothness else 0
     said = (
         f"unrolled  {tree.steps:,} steps of {len(course.batches[0])} rows: {tree.forward + extra:,} steps forward and "
         f"{tree.steps:,} back for {questions:,} questions at once · {tree.states} states and {questions} cotangents in "
@@ -231,6 +231,7 @@ def _smoothness(
     questions = asked.source.examples
     smooth = metasmoothness(training, questions, found, width=run.settings.smoothness, mixture=mixture)
     said = f"smooth    {smooth.parameters:+.3f} of 1 · measured {smooth.slope:.2f} of the change foretold"
+    said += f", {smooth.left_slope:.2f} without the strongest row"
     run.watch.note("smoothness", said, **smooth.about())
     return smooth
 
@@ -286,8 +287,9 @@ def _said(scores: Scores, training: Training, about: Mapping[str, Any]) -> Score
     smooth = about["smoothness"]
     if smooth is not None and not smooth["usable"]:
         warnings.append(
-            f"metasmoothness {smooth['parameters']:+.2f}: this training is too rough for its derivative to foretell "
-            "real changes; try a smaller rate, a longer warm-up or a larger root"
+            f"metasmoothness {smooth['parameters']:+.2f}, and without the strongest row {smooth['left_slope']:.2f} of "
+            "the change foretold: this training is too rough for its derivative to foretell real changes; try a larger "
+            "root (--root 1e-8), a smaller rate or a longer warm-up"
         )
     changes = {
         "method": METHOD,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from whence.errors import OptionError
 
-ROOT = 1e-16  # inside Adam's square root: its own epsilon, squared
+ROOT = 1e-10  # inside Adam's square root; its own epsilon squared, 1e-16, is too rough (docs/studies/unrolled.md)
 
 
 class UnrollOptions(BaseModel):
@@ -29,7 +29,7 @@ class UnrollOptions(BaseModel):
     smoothness: float = Field(
         default=0.1,
         ge=0,
-        description="Weight change of the metasmoothness check, two more trainings; 0 = no check.",
+        description="Weight change of the metasmoothness check, three more trainings; 0 = no check.",
     )
     tokens: int = Field(default=8192, ge=1, description="Most tokens of a step in one forward pass. Memory only.")
 

@@ -105,7 +105,7 @@ class AdamW:
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    root: float = 1e-16
+    root: float = 1e-10
     weight_decay: float = 0.0
 
     def begin(self, theta: Tensor) -> State:
