@@ -34,6 +34,10 @@ def test_what_was_found_stays_mended(tmp_path: Path, what: str, name: str, data:
     assert [row.fields["text"] for row in read_rows(str(path), options=READ).rows] == texts
 
 
+def test_a_parquet_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    assert one(11724, tmp_path, seed=0) == "parquet"
+
+
 def test_a_cell_of_many_lines_is_still_one_cell(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     text = "\n".join(f'line {n}, with ""quotes""' for n in range(300))

@@ -380,7 +380,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
                         yield Record(number, None, "not_utf8", "holds text that is not UTF-8")
                     else:
                         yield check_object(fields, number, LIMITS)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # names and times that cannot be
         raise DataError(
             f"{path}: cannot be read as parquet ({str(error)[:200]})",
             wanted="a complete, undamaged parquet file",
