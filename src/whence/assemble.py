@@ -122,7 +122,7 @@ def damping_amounts(operator: Operator, damping: Damping) -> dict[str, float]:
     if not isinstance(operator, Blocks):
         return {}
     spectra = {name: _spectrum(layer) for name, layer in operator.layers.items()}
-    return {name: damping.amount(values) for name, values in spectra.items() if values is not None}
+    return {name: damping.of(name).amount(values) for name, values in spectra.items() if values is not None}
 
 
 def _spectrum(layer: LayerOperator) -> torch.Tensor | None:
