@@ -118,8 +118,8 @@ def recall(scores_QN: np.ndarray, kept_QN: np.ndarray, weights_N: np.ndarray, *,
     """How much of the exact top k went through, over all questions.
 
     Known rows (all candidates of anybody) are ranked exactly. How many rows nobody scored lie above each of them is
-    drawn from what the sample says: counts of a question are Poisson, with a rate of its own (Gamma over questions, by
-    its moments; of a few questions each has only itself), spread over the ranking as those of all questions are.
+    drawn from what the sample says: counts are Poisson, with rates of each question's own between any two known rows.
+    Rates are Gamma over questions, by the moments of their counts; of a few questions each has only itself.
 
     Args:
         scores_QN: exact scores; NaN where a row was not scored.
@@ -136,28 +136,39 @@ def recall(scores_QN: np.ndarray, kept_QN: np.ndarray, weights_N: np.ndarray, *,
         np.stack([getattr(t, n)[:top] for t in tallies]).astype(np.int64) for n in ("known", "through", "missed")
     )
     rng, draws = np.random.default_rng(0), DRAWS if share < 1 else 1
-    further = _unseen(through_QK + missed_QK, share, draws, rng)
+    further = _unseen(tallies, top, share, draws=draws, rng=rng)
     kept_share = through_QK.sum() / max(1, (through_QK + missed_QK).sum())
     own_Q1 = (through_QK.sum(1) + kept_share) / ((through_QK + missed_QK).sum(1) + 1)
     through = through_QK + rng.binomial(further, np.broadcast_to(own_Q1[:, None], further.shape))
     found = _within(known_QK, through, through_QK + missed_QK + further, top).mean(1) / top
     low, high = np.quantile(found, [0.025, 0.975])
+    if not missed_QK.any():  # perhaps there are none
+        high = max(high, _within(known_QK, through_QK[None], through_QK[None], top).mean() / top)
     return Recall(float(found.mean()), float(low), float(high))
 
 
-def _unseen(counts_QK: np.ndarray, share: float, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws x Q x K numbers of rows that nobody scored above each known one, beyond those that were drawn."""
-    count_Q = counts_QK.sum(1)
-    mean, spread = count_Q.mean(), count_Q.var(ddof=1) if len(count_Q) >= ENOUGH else 0.0
-    shape, rate = 0.5, 0.0  # of one question nothing is known but its own count
-    if len(count_Q) >= ENOUGH and mean > 0:
-        shape = mean**2 / max(spread - mean, 1e-3 * mean**2)
-        rate = shape * share / mean
-    elif len(count_Q) >= ENOUGH:
-        rate = share * (len(count_Q) - 1)  # none in all of them
-    expected_SQ = rng.gamma(shape + count_Q, 1.0 / (rate + share), (draws, len(count_Q)))
-    profile_K = (counts_QK.sum(0) + 1 / counts_QK.shape[1]) / (counts_QK.sum() + 1)
-    return rng.poisson((1 - share) * expected_SQ[:, :, None] * profile_K)
+def _unseen(tallies: Sequence[_Tally], top: int, share: float, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws x Q x K numbers of rows that nobody scored above each known one, beyond those that were drawn.
+
+    A sampled row that is strong for many questions stands for others that are: what it stands for is drawn once. How
+    many questions a row is strong for is known from the candidates, also where the sample has none.
+    """
+    places, count = np.arange(top), len(tallies)
+    above_QMK = np.stack([(t.above[:, None] == places) for t in tallies]).astype(float)
+    weight_SM = rng.gamma(1.0, 1.0, (draws, above_QMK.shape[1]))
+    stood_for = np.einsum("sm,qmk->sqk", weight_SM, above_QMK)
+    counts_Q = above_QMK.sum((1, 2))
+    shape, rate_S11 = 0.5, np.zeros((draws, 1, 1))  # of one question nothing is known but its own count
+    if count >= ENOUGH:
+        firsts = np.concatenate([t.first[:top] for t in tallies])
+        together = len(firsts) / len(np.unique(firsts))
+        mean_S = (stood_for.sum((1, 2)) + together * rng.gamma(0.5, 1.0, draws)) / count
+        mean = max(counts_Q.mean(), together / count)
+        shape = mean**2 / max(counts_Q.var(ddof=1) - mean, 1e-3 * mean**2)
+        rate_S11 = (shape * share / np.maximum(mean_S, 1e-9))[:, None, None]
+    profile_K = (above_QMK.sum((0, 1)) + 1 / top) / (counts_Q.sum() + 1)
+    expected = (rng.gamma(shape * profile_K, 1.0, stood_for.shape) + stood_for) / (rate_S11 + share)
+    return rng.poisson((1 - share) * expected)
 
 
 def _within(known_QK: np.ndarray, through: np.ndarray, outside: np.ndarray, top: int) -> np.ndarray:
@@ -171,19 +182,23 @@ def _within(known_QK: np.ndarray, through: np.ndarray, outside: np.ndarray, top:
 
 @dataclass(frozen=True)
 class _Tally:
-    """One question, down its first k known rows: was it kept; and sampled rows directly above it, kept or not."""
+    """One question, down its first k known rows: was it kept; and sampled rows directly above it, kept or not.
+
+    ``above`` has the place of every sampled row among the known ones, ``first`` are those.
+    """
 
     known: np.ndarray
     through: np.ndarray
     missed: np.ndarray
+    above: np.ndarray
+    first: np.ndarray
 
 
 def _tally(scores: np.ndarray, kept: np.ndarray, weights: np.ndarray, top: int) -> _Tally:
-    finite = np.isfinite(scores)
-    known, drawn = np.flatnonzero(finite & (weights == 1)), np.flatnonzero(finite & (weights > 1))
+    known, drawn = np.flatnonzero(np.isfinite(scores) & (weights == 1)), np.flatnonzero(weights > 1)
     first = known[np.argsort(-scores[known], kind="stable")][:top]
-    above = np.searchsorted(-scores[first], -scores[drawn])  # known rows above each sampled one
+    above = np.searchsorted(-scores[first], -np.nan_to_num(scores[drawn], nan=-np.inf))  # known rows above each
     among = above < len(first)
     sides = (among & kept[drawn], among & ~kept[drawn])
     through, missed = (np.bincount(above[side], minlength=len(first)) for side in sides)
-    return _Tally(kept[first], through, missed)
+    return _Tally(kept[first], through, missed, above, first)
