@@ -118,11 +118,10 @@ def _rerun() -> Outcome:
 
 
 def _ranks(card: Card) -> Outcome:
-    few: dict[str, Any] = {} if card.full else {"kinds": ("kill", "stop"), "phases": ("index",)}
-    try:
-        return _swept("crews", "rank_death", **few)
-    except (KeyError, ValueError, TypeError):
-        return _swept("crews", "rank_death")
+    few: dict[str, Any] = {} if card.full else {"kinds": ("kill", "stop"), "phases": ("in the shards",)}
+    missing = "" if card.full else "other deaths and phases (nightly)"
+    found = _swept("crews", "rank_death", **few)
+    return counted(found.measured, found.cases, found.failed, missing=found.missing or missing, facts=found.facts)
 
 
 def _cover(card: Card) -> Outcome:
