@@ -153,7 +153,8 @@ def about_of(
         "normalise": options.normalise,
         "fisher": factors.about.get("fisher"),
         "fit": [
-            {k: stage[k] for k in ("name", "rows", "seconds") if k in stage} for stage in factors.about.get("stages", ())
+            {k: stage[k] for k in ("name", "rows", "seconds") if k in stage}
+            for stage in factors.about.get("stages", ())
         ],
         "seed": options.seed,
         "question": _question(subject),

@@ -58,7 +58,7 @@ class TraceOptions(BaseModel):
     )
     candidates: str | None = Field(
         default=None,
-        description="Score only rows that cheaper filters let through, such as bm25:5% or tfidf:10000,index@index/:200; "
+        description="Score only rows that cheaper filters let through: bm25:5%, or tfidf:10000,index@index/:200; "
         "also embedding, activation, and a+b for both. What that loses is measured.",
     )
     audit: Literal["auto", "all"] | NonNegativeInt = Field(
@@ -68,7 +68,7 @@ class TraceOptions(BaseModel):
     )
     query_rank: Literal["auto", "none"] | PositiveInt = Field(
         default="auto",
-        description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 where "
+        description="Keep questions at this rank in every layer where that saves memory; none: whole; auto: at 32 if "
         "they would not fit into 1 GiB.",
     )
     checkpoints: str | None = Field(
