@@ -60,7 +60,9 @@ class Signals:
             os.close(self._ends[1])  # the thread sees the end of the pipe
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or number
+        if self.received is not None:  # the thread does the same, and must not be outrun by a traceback
+            os._exit(INTERRUPTED if self.received == signal.SIGINT else STOPPED)
+        self.received = number
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped
 
     def _watch(self, end: int) -> None:
