@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reliability.harness import Count, Ended, Workload, forked, fresh, result_of, run_forked, snapshot, workload
+from reliability.harness import (
+    Count,
+    Ended,
+    Workload,
+    forked,
+    fresh,
+    result_of,
+    run_forked,
+    snapshot,
+    stacks_of,
+    workload,
+)
 from whence.store.crew import DONE, MEMBERS, VARIABLE
 from whence.store.index_folder import MANIFEST, read_manifest, verify
 
@@ -37,9 +48,10 @@ def ranks(work: Workload, folder: Path, count: int, *, fault: Callable[[int], st
             for rank in silent:  # as the launcher does
                 os.kill(pids[rank], signal.SIGKILL)
         time.sleep(0.01)
-    for rank in set(range(count)) - set(ended):
+    where = {rank: stacks_of(pids[rank]) for rank in set(range(count)) - set(ended)}
+    for rank, stacks in where.items():
         os.kill(pids[rank], signal.SIGKILL)
-        ended[rank] = replace(result_of(pids[rank]), error="HANG")
+        ended[rank] = replace(result_of(pids[rank]), error=f"HANG at {stacks}")
     return [ended[rank] for rank in range(count)]
 
 
@@ -64,7 +76,7 @@ def same_bytes(place: Path, *, counts: Sequence[int] = (1, 2, 4), size: str = "s
                 tried += 1
                 shared += sum(e.code == 0 for e in ended) > 1
                 if any(e.code for e in ended) or snapshot(folder) != whole:
-                    wrong.append(f"{rows}, {name}: {[(e.code, e.error[-300:]) for e in ended]}")
+                    wrong.append(f"{rows}, {name}: {[(e.code, e.error[-3000:]) for e in ended]}")
     facts = {"with_several_processes": shared, "wrong": wrong[:5]}
     return Count("R9", "any number of ranks, shards of an array, resumed or not: files equal", tried, len(wrong), facts)
 

@@ -7,6 +7,7 @@ imports. Everything here returns numbers; the tests and the score-card judge the
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
@@ -133,7 +134,7 @@ def forked(work: Callable[[], Any], *, faults_: str = "", environment: Mapping[s
     """Begin a piece of work in a forked process; its id. What it says goes to ``result_of``."""
     sys.stdout.flush()
     sys.stderr.flush()
-    told = Path(os.environ.get("TMPDIR", "/tmp")) / f"whence-fork-{os.getpid()}"
+    told = _told()
     told.mkdir(exist_ok=True)
     pid = os.fork()
     if pid:
@@ -154,6 +155,7 @@ def forked(work: Callable[[], Any], *, faults_: str = "", environment: Mapping[s
 def _run(work: Callable[[], Any], told: Path) -> int:
     code, error = 0, ""
     try:
+        faulthandler.register(signal.SIGUSR1, file=(told / f"{os.getpid()}.stacks").open("w"))
         work()
     except WhenceError as known:
         code, error = known.exit_code, f"{type(known).__name__}: {known}"
@@ -176,10 +178,24 @@ def result_of(pid: int, *, within: float = 120.0) -> Ended:
             os.waitpid(pid, 0)
             raise TimeoutError(f"process {pid} did not end within {within} seconds")
         time.sleep(0.002)
-    told = Path(os.environ.get("TMPDIR", "/tmp")) / f"whence-fork-{os.getpid()}" / str(pid)
+    told = _told() / str(pid)
     said = json.loads(told.read_text()) if told.exists() else {}
     told.unlink(missing_ok=True)
+    told.with_suffix(".stacks").unlink(missing_ok=True)
     return Ended(os.waitstatus_to_exitcode(status), **said, seconds=time.monotonic() - began)
+
+
+def _told() -> Path:
+    """Where forked processes say how they ended."""
+    return Path(os.environ.get("TMPDIR", "/tmp")) / f"whence-fork-{os.getpid()}"
+
+
+def stacks_of(pid: int) -> str:
+    """Where every thread of a forked process is; for one that hangs."""
+    told = _told() / f"{pid}.stacks"
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.5)
+    return told.read_text() if told.exists() else "it has not begun"
 
 
 def run_forked(work: Callable[[], Any], *, faults_: str = "", within: float = 120.0) -> Ended:

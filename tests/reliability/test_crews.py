@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import pytest
 
 from reliability import crews
 
-# Open: with another busy worker beside it, two ranks were twice seen to wait for each other until the limit. Alone, and
-# in 24 repetitions of two at a time, it passes. `make scorecard` (R9) runs it.
-BESIDE = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="open: seen to hang beside another worker; R9")
 
-
-@BESIDE
 def test_any_number_of_ranks_gives_the_same_files(place: Path) -> None:
     found = crews.same_bytes(place)
     assert found.failed == 0 and found.tried == 14, found

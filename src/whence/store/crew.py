@@ -144,6 +144,8 @@ class Team:
     _started: float = field(default_factory=time.monotonic)
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
+    _signing: threading.Lock = field(default_factory=threading.Lock)
+    _beating: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -180,20 +182,28 @@ class Team:
 
     def sign(self, state: str = "") -> None:
         """A sign of life."""
-        self._state = state or self._state
-        self._beats += 1
-        told = {"state": self._state, "beat": self._beats, "job": self.member.job, **_process()}
-        atomic.overwrite(self.folder / MEMBERS / self.name, json.dumps(told))
+        with self._signing:  # two threads give signs, and what the main one says last must stand
+            self._state = state or self._state
+            self._beats += 1
+            told = {"state": self._state, "beat": self._beats, "job": self.member.job, **_process()}
+            atomic.overwrite(self.folder / MEMBERS / self.name, json.dumps(told))
 
-    def beat(self) -> None:
-        """Signs of life until the end; runs in a thread of its own."""
+    def live(self) -> None:
+        """Signs of life from now on, from a thread of its own."""
+        self.sign()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="whence signs of life")
+        self._beating.start()
+
+    def _beat(self) -> None:
         while not self._over.wait(min(BEAT, self.patience / 5)):
             with suppress(Exception):  # a full disk is found by whoever writes results
                 self.sign()
 
     def stop(self) -> None:
-        """No more signs."""
+        """No more signs: once this returns, nothing of this process appears in the folder."""
         self._over.set()
+        if self._beating is not None:
+            self._beating.join()
 
     def _check(self) -> None:
         """Raises RankError when one of the job's ranks is dead, failed or silent."""
@@ -269,11 +279,10 @@ def joined(
     lock, patience = Lock(place), float(os.environ.get(VARIABLE) or PATIENCE)
     first = _enter(lock, place, patience)
     team = Team(place, member, patience)
-    if first:
-        sign_owner(place)
-    team.sign()
-    threading.Thread(target=team.beat, daemon=True, name="whence signs of life").start()
     try:
+        if first:
+            sign_owner(place)
+        team.live()
         yield place, team
     except BaseException:
         with suppress(Exception):
@@ -282,7 +291,7 @@ def joined(
     finally:
         team.stop()
         lock.release()
-    if lock.alone():
+    if _is_last(lock):
         try:
             clear(place)
             clear_parts(place)  # of those who died on the way
@@ -306,6 +315,16 @@ def _enter(lock: Lock, place: Path, patience: float) -> bool:
         if time.monotonic() > until:
             raise in_use(place)
         time.sleep(POLL)
+
+
+def _is_last(lock: Lock) -> bool:
+    """Hold the lock alone, if everybody else leaves in a moment; whoever was killed needs one to let go of it."""
+    until = time.monotonic() + 2 * BEAT
+    while not lock.alone():
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL)
+    return True
 
 
 def clear(place: Path) -> None:
