@@ -8,17 +8,14 @@ question the ranking of another one: what is left then was never about the quest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from whence.candidates.features import cosines, forward_features
 from whence.candidates.lexical import bm25_scores, tfidf_scores, words
 from whence.errors import OptionError
-from whence.gradients.source import Closed, LiveGradients
-from whence.linalg.matrix_batch import MatrixBatch
+from whence.gradients.source import LiveGradients
+from whence.scores.lengths import SquaredNorms
 
 TEXT = ("random", "bm25", "tfidf", "length")
 MODEL = ("embedding", "activation", "gradient_norm", "loss")
@@ -102,24 +99,6 @@ def model_baselines(
 
 def gradient_norms(source: LiveGradients) -> np.ndarray:
     """N squared lengths of the loss gradients over the followed layers; NaN where not finite."""
-    visitor = _Norms()
+    visitor = SquaredNorms()
     source.visit(visitor)
     return np.array([visitor.values[id_] for id_ in source.ids])
-
-
-@dataclass
-class _Norms:
-    """The visitor of squared gradient lengths."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    _total_B: Tensor | None = None
-
-    def see(self, layer: str, grads: MatrixBatch) -> None:
-        squared_B = grads.squared_norm()
-        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
-
-    def close(self, closed: Closed) -> None:
-        assert self._total_B is not None
-        total = torch.where(closed.finite, self._total_B.double().cpu(), torch.nan)
-        self.values.update(zip(closed.ids, total.tolist(), strict=True))
-        self._total_B = None

@@ -8,39 +8,29 @@ additive: never sum relative scores over a set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from whence.gradients.ranks import Ranks
-from whence.gradients.source import Closed, GradientSource
+from whence.gradients.source import GradientSource
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.operators import Blocks
+from whence.scores.lengths import Lengths
 
 
 @dataclass
-class Movement:
+class Movement(Lengths):
     """The visitor of |(G + damping)⁻¹ g|: how far the parameters move when an example is weighted up."""
 
     inverse: Blocks
-    values: dict[str, float] = field(default_factory=dict)
-    _total_B: Tensor | None = None
 
-    def see(self, layer: str, grads: MatrixBatch) -> None:
-        squared_B = self.inverse.layers[layer].apply(grads).squared_norm()
-        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
+    def measured(self, layer: str, grads: MatrixBatch) -> MatrixBatch:
+        return self.inverse.layers[layer].apply(grads)
 
-    def close(self, closed: Closed) -> None:
-        assert self._total_B is not None
-        total = torch.where(closed.finite, self._total_B.clamp(min=0).sqrt().cpu(), torch.nan)
-        self.values.update(zip(closed.ids, total.tolist(), strict=True))
-        self._total_B = None
-
-    def share(self, ranks: Ranks) -> None:
-        """Take in the values of the rows that other ranks saw."""
-        self.values = ranks.merged(self.values)
+    def told(self, total_B: Tensor) -> Tensor:
+        """B lengths."""
+        return total_B.clamp(min=0).sqrt()
 
 
 def movement(source: GradientSource, inverse: Blocks) -> np.ndarray:

@@ -20,6 +20,7 @@ from whence.gradients.ranks import Ranks, Share, share_of
 from whence.gradients.source import Closed, GradientSource, Labels, Visitor
 from whence.linalg.matrix_batch import Full, MatrixBatch, Outer, concat_rows
 from whence.linalg.operators import Blocks, Gradients, Operator
+from whence.scores.lengths import Lengths
 from whence.scores.sinks import AllScores, Sink
 
 
@@ -157,26 +158,13 @@ class Pairwise:
 
 
 @dataclass
-class SelfInfluence:
+class SelfInfluence(Lengths):
     """The visitor of g' (G + damping)⁻¹ g, one number per example."""
 
     inverse: Blocks
-    values: dict[str, float] = field(default_factory=dict)
-    _total_B: Tensor | None = None
 
-    def see(self, layer: str, grads: MatrixBatch) -> None:
-        squared_B = self.inverse.layers[layer].whiten(grads).squared_norm()
-        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
-
-    def close(self, closed: Closed) -> None:
-        assert self._total_B is not None
-        total = torch.where(closed.finite, self._total_B.cpu(), torch.nan)
-        self.values.update(zip(closed.ids, total.tolist(), strict=True))
-        self._total_B = None
-
-    def share(self, ranks: Ranks) -> None:
-        """Take in the values of the rows that other ranks saw."""
-        self.values = ranks.merged(self.values)
+    def measured(self, layer: str, grads: MatrixBatch) -> MatrixBatch:
+        return self.inverse.layers[layer].whiten(grads)
 
 
 @dataclass
