@@ -10,49 +10,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from whence.assemble import views_of
 from whence.checkpointed import listed
 from whence.gradients.adam import adam_step, read_moments
 from whence.gradients.checkpoints import Checkpoint, find_checkpoints, mean_weights, tracin_weights
-from whence.gradients.source import Closed
 from whence.gradients.transforms import Transform, TransformedGradients
-from whence.linalg.matrix_batch import MatrixBatch
 from whence.linalg.projection import random_projection
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.questions import answered, focused
 from whence.results import Scores
+from whence.scores.lengths import SquaredNorms
 from whence.scores.score import Pairwise, Queries, Together, collect
 from whence.scores.sinks import AllScores
 from whence.scoring import check_losses, counted
 from whence.select.choose import Rule
 from whence.selecting import Mapped, Selection, select
 from whence.watch import Silent, Watcher
-
-
-@dataclass
-class _Norms:
-    """The visitor of squared lengths."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    _total_B: Tensor | None = None
-
-    def see(self, layer: str, grads: MatrixBatch) -> None:
-        squared_B = grads.squared_norm()
-        self._total_B = squared_B if self._total_B is None else self._total_B + squared_B
-
-    def close(self, closed: Closed) -> None:
-        assert self._total_B is not None
-        total = torch.where(closed.finite, self._total_B.double().cpu(), torch.nan)
-        self.values.update(zip(closed.ids, total.tolist(), strict=True))
-        self._total_B = None
 
 
 def select_less(
@@ -167,7 +147,7 @@ def less_block(
     with counted(watch, "less", len(rows.examples)) as count:
         source = TransformedGradients(rows.source.with_progress(count), (own, *after))
         queries: Queries = collect(TransformedGradients(questions.source, tuple(after)) if after else questions.source)
-        sink, norms = AllScores.empty(len(queries.ids), rows.rows.ids), _Norms()
+        sink, norms = AllScores.empty(len(queries.ids), rows.rows.ids), SquaredNorms()
         source.visit(Together([norms, Pairwise(queries, sink)]))
     lengths_N = np.sqrt(np.array([norms.values.get(id_, np.nan) for id_ in rows.rows.ids]))
     squared_Q = torch.stack([grads.squared_norm().double().cpu() for grads in queries.grads.values()]).sum(0)
