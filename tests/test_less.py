@@ -12,10 +12,11 @@ import torch
 from transformers import Trainer
 
 from folders import animal_rows, model_folder, tiny_llama, word_tokenizer, write_rows
-from whence.errors import ModelError
+from whence.errors import ModelError, OptionError
 from whence.gradients.adam import moments_of
 from whence.gradients.layers import find_layers
-from whence.less import less_scores, select_less
+from whence.less import Features, less_scores, select_less
+from whence.linalg.projection import random_projection
 from whence.select.amounts import Amount
 from whence.select.choose import Rule
 
@@ -66,14 +67,22 @@ def gradients(model: torch.nn.Module, ids: torch.Tensor, start: int) -> dict[str
     return dict(zip((n for n, _ in model.named_parameters()), grads, strict=True))
 
 
-def slow_scores(world: Path) -> np.ndarray:
-    """The formula, row by row, over the followed layers."""
+def slow_scores(world: Path, size: int | None = None) -> np.ndarray:
+    """The formula, row by row, over the followed layers; with a size, both sides are multiplied by thin matrices."""
     total, rates = np.zeros((2, 7)), np.array([RATES[2], RATES[4]])
     for weight, step in zip(rates / rates.sum(), RATES, strict=True):
         model = tiny_llama(seed=0)
         optimiser = trained(model, step)
         model = model.double().eval()
         followed = [f"{name}.weight" for name in find_layers(model).names]
+        sides = {} if size is None else random_projection(find_layers(model).sizes, size=size, small="keep").sides
+
+        def short(name: str, x: torch.Tensor, sides=sides) -> torch.Tensor:
+            found = sides.get(name.removesuffix(".weight"))
+            left, right = (found.left_PO, found.right_RI) if found else (None, None)
+            x = x.double() if left is None else left.double() @ x.double()
+            return (x if right is None else x @ right.double().T).flatten()
+
         state = {n: optimiser.state[p] for n, p in model.named_parameters() if n in followed}
         tokenizer = word_tokenizer()
 
@@ -88,9 +97,9 @@ def slow_scores(world: Path) -> np.ndarray:
                 k: (0.9 * s["exp_avg"] + 0.1 * g[k]) / ((0.95 * s["exp_avg_sq"] + 0.05 * g[k] ** 2).sqrt() + 1e-6)
                 for k, s in state.items()
             }
-            flat = torch.cat([gamma[k].flatten() for k in followed]).double()
+            flat = torch.cat([short(k, gamma[k]) for k in followed])
             for q, question in enumerate(questions):
-                other = torch.cat([question[k].flatten() for k in followed])
+                other = torch.cat([short(k, question[k]) for k in followed])
                 total[q, n] += weight * float(flat @ other / flat.norm() / other.norm())
     return total
 
@@ -109,6 +118,20 @@ def test_scores_are_the_formula(world):
     )  # fmt: skip
     best = set(np.argsort(-found.values.max(0))[:2].tolist())
     assert {int(id_.rpartition(":")[2]) - 1 for id_ in chosen.kept_ids} == best
+
+
+def test_projected_features_are_the_formula_too(world):
+    given = {"train": str(world / "train.jsonl"), "query": str(world / "dev.jsonl")}
+    options = {"allow_pickle_weights": True, "dtype": "float64"}
+    found = less_scores(str(world / "model"), Features(world / "out", size=4), **given, options=options)
+    np.testing.assert_allclose(found.values, slow_scores(world, size=4), atol=2e-6)  # as above
+    full = less_scores(str(world / "model"), world / "out", **given, options=options)
+    assert np.abs(found.values - full.values).max() > 1e-3
+    assert found.about["projection"] == {"size": 4, "seed": 0} and full.about["projection"] is None
+    other = less_scores(str(world / "model"), Features(world / "out", 4), **given, options={**options, "seed": 1})
+    assert np.abs(found.values - other.values).max() > 1e-3
+    with pytest.raises(OptionError, match="projection size 0"):
+        Features(world / "out", size=0)
 
 
 def test_parameters_are_told_by_their_order_and_shape():

@@ -1,16 +1,18 @@
 """LESS (Xia et al. 2024): rows whose Adam step, at several checkpoints, points where the questions' gradients do.
 
 score[q, n] = Σ_c η_c cos(∇L_q(θ_c), Γ(∇L_n, θ_c)): training rows as Adam would take them (``gradients.adam``),
-questions plain, learning rates of the checkpoints normalised to sum 1. Gradients are compared in full; with ``size``
-both sides are projected first, after Γ, as in the paper. A sub-task's score is the mean over its questions, a row's
-value the maximum over sub-tasks (``balance="max"``).
+questions plain, learning rates of the checkpoints normalised to sum 1. Gradients are compared in full; with a ``size``
+both sides are projected first, after Γ, as in the paper (which draws one dense projection to 8192 numbers; here every
+layer has two thin sides). A sub-task's score is the mean over its questions, a row's value the maximum over sub-tasks
+(``balance="max"``).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 
 from whence.assemble import views_of
 from whence.checkpointed import listed
+from whence.errors import OptionError
 from whence.gradients.adam import adam_step, read_moments
 from whence.gradients.checkpoints import Checkpoint, find_checkpoints, mean_weights, tracin_weights
 from whence.gradients.transforms import Transform, TransformedGradients
@@ -35,6 +38,24 @@ from whence.selecting import Mapped, Selection, select
 from whence.watch import Silent, Watcher
 
 
+@dataclass(frozen=True)
+class Features:
+    """Where LESS's features come from.
+
+    Attributes:
+        checkpoints: output folder of a Hugging Face Trainer with ``optimizer.pt`` in its checkpoints.
+        size: every layer's Adam step and question gradient is projected to size x size numbers; sides that are not
+            longer stay as they are. None = compared in full.
+    """
+
+    checkpoints: str | Path
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise OptionError(f"projection size {self.size}", wanted="at least 1", try_="16, or none at all")
+
+
 def select_less(
     model: Any,
     checkpoints: Any,
@@ -48,7 +69,7 @@ def select_less(
 
     Args:
         model: the final model: its tokenizer reads the rows.
-        checkpoints: output folder of a Hugging Face Trainer with ``optimizer.pt`` in its checkpoints.
+        checkpoints: output folder of a Hugging Face Trainer with ``optimizer.pt`` in its checkpoints, or ``Features``.
         train: rows to choose from.
         query: what the model is to be good at; several files = several sub-tasks.
         rule: what to keep; ``balance="max"`` is the paper's.
@@ -74,12 +95,21 @@ def less_scores(
 ) -> Scores:
     """Scores between -1 and 1; cosines, not nats.
 
+    Args:
+        model: as ``select_less``; ``checkpoints``, ``train`` and ``query`` too.
+        checkpoints: likewise.
+        train: likewise.
+        query: likewise.
+        options: of reading rows and models; ``seed`` is that of the projection.
+        watch: hears about progress.
+
     Raises:
         ModelError: no checkpoints, or no Adam state that may be read.
         WhenceError: as ``whence.attribute``.
     """
     began, watch, settings = time.perf_counter(), watch or Silent(), trace_options(options)
-    found = find_checkpoints(checkpoints)
+    features = checkpoints if isinstance(checkpoints, Features) else Features(checkpoints)
+    found = find_checkpoints(features.checkpoints)
     rates = [c.learning_rate for c in found]
     weights = tracin_weights(found) if all(r is not None for r in rates) and any(rates) else mean_weights(found)
     weights = [w / sum(weights) for w in weights]
@@ -89,12 +119,13 @@ def less_scores(
     total = np.zeros((len(asked.examples), len(trained.rows.ids)))
     for checkpoint, weight in zip(found, weights, strict=True):
         watch.note("checkpoint", f"step      {checkpoint.step:,}: {checkpoint.path}", step=checkpoint.step)
-        total += weight * _at(checkpoint, subject, trained, asked, size=None)
+        total += weight * _at(checkpoint, subject, trained, asked, size=features.size)
     about = {
         "method": "less",
         "damping": None,
         "normalise": "cosine",
         "checkpoints": listed(found, weights),
+        "projection": None if features.size is None else {"size": features.size, "seed": settings.seed},
         "model": {"name": subject.loaded.about["spec"]},
         "train": trained.about(),
         "query": asked.about(),

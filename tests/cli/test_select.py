@@ -32,6 +32,8 @@ def test_what_is_missing_is_named(whence: Call, place: Place) -> None:
     assert said.code == 2 and "neither --run nor --model" in said.err
     said = whence("select", "--run", "run", "--model", "m", "--keep", "5")
     assert said.code == 2 and "--run and --model" in said.err
+    said = whence("select", "--run", "run", "--keep", "5", "--less-size", "4")
+    assert said.code == 2 and "--less-size without --less" in said.err
     said = whence("mixture")
     assert said.code == 2 and "neither --run nor --model" in said.err
     (place.data.parent / "mine").mkdir()

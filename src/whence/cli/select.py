@@ -26,6 +26,7 @@ QUOTA = "By source: even, proportional, or books=30% (at most; may be repeated).
 DIVERSE = "At most this many of a group of near-duplicates (0 = no limit)."
 NORMALISE = "relative divides by how loud a row is anyway (RelatIF)."
 LESS = "Output folder of a Hugging Face Trainer: LESS features over its checkpoints, with Adam's own state."
+LESS_SIZE = "Project LESS features to this many numbers each way, per layer; default: compared in full."
 _THEN = "train on {out}/kept.*"
 OUT = "Folder for kept and dropped rows (byte for byte), scores.jsonl and report.html."
 
@@ -47,6 +48,8 @@ def select(
     normalise: Annotated[str | None, typer.Option(help=NORMALISE, show_default=False)] = None,
     less: Annotated[str | None, typer.Option(help=LESS, show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help=OUT, show_default=False)] = None,
+    less_size: Annotated[int | None, typer.Option(help=LESS_SIZE, min=1, show_default=False, hidden=True)] = None,
+    seed: Annotated[int | None, typer.Option(help=describe("seed"), show_default=False, hidden=True)] = None,
     unscored: Annotated[str, typer.Option(help="Rows without a score: auto, keep or drop.", hidden=True)] = "auto",
     method: Annotated[str | None, typer.Option(help=describe("method"), hidden=True)] = None,
     damping: Annotated[str | None, typer.Option(help=describe("damping"), hidden=True)] = None,
@@ -74,18 +77,21 @@ def select(
         unscored=_unscored(unscored),
     )
     _check_given(run, model, data, query, less)
+    if less_size is not None and less is None:
+        raise OptionError("--less-size without --less", wanted="a Trainer's output folder", try_="--less out/")
     claim(out)
     selecting = importlib.import_module("whence.selecting")
     if run is not None:
         found = selecting.select(run, rule=rule, data=list(data) if data else None, normalise=normalise or "none")
         return ended(voice, found, out, then=_THEN)
     options = options_of(
-        config, method=method, damping=damping, layers=tuple(layers or ()), normalise=normalise,
+        config, method=method, damping=damping, layers=tuple(layers or ()), normalise=normalise, seed=seed,
         columns=dict(pair(text) for text in column or []), allow_pickle_weights=allow_pickle_weights or None,
     )  # fmt: skip
     terms: dict[str, Any] = {"rule": rule, "watch": voice, "options": options}
     if less is not None:
-        found = importlib.import_module("whence.less").select_less(model, less, train=data, query=query, **terms)
+        module = importlib.import_module("whence.less")
+        found = module.select_less(model, module.Features(less, less_size), train=data, query=query, **terms)
     else:
         found = selecting.select_for(model, train=data, query=query, **terms)
     return ended(voice, found, out, then=_THEN)
