@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import _page
 import numpy as np
-import torch
+from _kept import kept
 
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import FitOptions, fit
 from whence.evaluate.statistics import auroc, mean_interval, paired_interval, precision_at
-from whence.gradients.layers import Layers
-from whence.gradients.source import Closed, Labels, LiveGradients, Visitor
+from whence.gradients.source import LiveGradients
 from whence.linalg.damping import relative
-from whence.linalg.matrix_batch import Full
 from whence.scores.relative import cosine_scores
-from whence.scores.score import Queries, collect, pairwise, precondition, self_influence
+from whence.scores.score import collect, pairwise, precondition, self_influence
 
 DOT, COSINE, DATAINF, EKFAC = "identity", "cosine", "datainf", "ekfac"
 NAMES = {DOT: "gradient dot product", COSINE: "cosine of gradients", DATAINF: "DataInf", EKFAC: "EK-FAC"}
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Formed gradients of rows, shown again: contenders that only look at gradients cost no passes of their own."""
-
-    layers: Layers
-    grads: Queries
-    size: int = 64
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return self.grads.ids
-
-    @property
-    def n_batches(self) -> int:
-        return -(-len(self.ids) // self.size)
-
-    def _rows(self, number: int) -> slice:
-        return slice(number * self.size, min((number + 1) * self.size, len(self.ids)))
-
-    def batch_size(self, number: int) -> int:
-        return len(self.ids[self._rows(number)])
-
-    def shuffled(self, seed: int) -> list[int]:
-        return np.random.default_rng(seed).permutation(self.n_batches).tolist()
-
-    def visit(
-        self, visitor: Visitor, *, labels: Labels = "true", seed: int = 0, batches: Iterable[int] | None = None
-    ) -> None:
-        assert labels == "true", "gradients of other labels were not kept"
-        for number in range(self.n_batches) if batches is None else batches:
-            rows = self._rows(number)
-            for layer, grads in self.grads.grads.items():
-                visitor.see(layer, grads.rows(rows.start, rows.stop))
-            losses = torch.from_numpy(self.grads.measurements[rows])
-            visitor.close(Closed(self.ids[rows], losses, torch.isfinite(losses)))
-
-
-def kept(source: LiveGradients) -> Kept:
-    """One pass; everything formed."""
-    found = collect(source, "true")
-    formed = {name: Full(grads.full()) for name, grads in found.grads.items()}
-    return Kept(source.layers, Queries(found.ids, formed, found.measurements))
 
 
 def contenders(rows: LiveGradients, asked: LiveGradients, damping: float) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +20,15 @@ import _lora_page
 import _page
 import numpy as np
 import torch
+from _kept import Kept, kept
 from _lora import Config
 from scipy.stats import rankdata
 from torch import nn
 
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import FitOptions, fit
-from whence.gradients.layers import Layers, find_layers
-from whence.gradients.source import Closed, GradientSource, Labels, LiveGradients, Visitor
+from whence.gradients.layers import find_layers
+from whence.gradients.source import GradientSource, LiveGradients
 from whence.linalg.damping import relative
 from whence.linalg.matrix_batch import Full
 from whence.linalg.operators import Operator
@@ -39,43 +39,6 @@ from whence.tasks.batches import plan_batches
 EXACT, WHOLE, DATAINF, EKFAC, LISSA, DOT = "exact_block", "kernel", "datainf", "ekfac", "lissa", "identity"
 COMPARED = (DATAINF, EKFAC, LISSA, DOT, WHOLE)
 LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Formed gradients of rows, shown again: LiSSA's mini-batch products then cost no passes through the model."""
-
-    layers: Layers
-    grads: Queries
-    size: int = 64
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return self.grads.ids
-
-    @property
-    def n_batches(self) -> int:
-        return -(-len(self.ids) // self.size)
-
-    def _rows(self, number: int) -> slice:
-        return slice(number * self.size, min((number + 1) * self.size, len(self.ids)))
-
-    def batch_size(self, number: int) -> int:
-        return len(self.ids[self._rows(number)])
-
-    def shuffled(self, seed: int) -> list[int]:
-        return np.random.default_rng(seed).permutation(self.n_batches).tolist()
-
-    def visit(
-        self, visitor: Visitor, *, labels: Labels = "true", seed: int = 0, batches: Iterable[int] | None = None
-    ) -> None:
-        assert labels == "true", "gradients of other labels were not kept"
-        for number in range(self.n_batches) if batches is None else batches:
-            rows = self._rows(number)
-            for layer, grads in self.grads.grads.items():
-                visitor.see(layer, grads.rows(rows.start, rows.stop))
-            losses = torch.from_numpy(self.grads.measurements[rows])
-            visitor.close(Closed(self.ids[rows], losses, torch.isfinite(losses)))
 
 
 @dataclass(frozen=True)
@@ -116,8 +79,7 @@ def build(config: Config, data: _lora.Corpus, base: nn.Module, *, rank: int, see
     together = {n: Full(torch.cat([g[: config.questions], g.mean(0, keepdim=True)])) for n, g in few.items()}
     measurements = np.append(asked.measurements[: config.questions], asked.measurements.mean())
     questions = Queries((*asked.ids[: config.questions], "mean"), together, measurements)
-    kept = Kept(live.layers, collect(live, "true"))
-    return World(config, live, kept, questions, wrong), _lora.accuracy(model, data.task, data.asked)
+    return World(config, live, kept(live), questions, wrong), _lora.accuracy(model, data.task, data.asked)
 
 
 def auc(values: np.ndarray, wrong: np.ndarray) -> float:
