@@ -1,40 +1,20 @@
-"""An evaluation on its way to people: one page, the drawings as files, the numbers as JSON. No torch in here.
-
-The page has no script at all; its one style is allowed by its hash in a policy that forbids everything else. Every
-text is data of somebody and stays text.
-"""
+"""An evaluation on its way to people: one page, the drawings as files, the numbers as JSON. No torch in here."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
 from whence.errors import OptionError
 from whence.report import charts, plots
-from whence.report.characters import visible
-from whence.report.words import cell
+from whence.report.sheet import figure, folded, paragraphs, sheet, table
 from whence.store import atomic
 
 MOST_DETAILS = 1 << 20  # characters of numbers in a page
-STYLE = """
-:root { color-scheme: light dark; --ink: light-dark(#1c1c1c, #e8e8e8); --soft: light-dark(#555, #aaa);
- --line: light-dark(#ddd, #444); --page: light-dark(#fff, #161616); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
- background: var(--page); overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.3; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-figure { margin: 1.5rem 0; } figcaption { font-weight: 600; margin-bottom: 0.4rem; } svg { width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: 14px; } th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left;
- border-bottom: 1px solid var(--line); vertical-align: top; }
-.num { text-align: right; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; } pre { font-size: 12px; white-space: pre-wrap; } .quiet { color: var(--soft); }
-"""
 
 
 class Told(Protocol):
@@ -94,50 +74,14 @@ def chart_svg(chart: Any) -> str:
 def evaluation_page(outcome: Told | Mapping[str, Any]) -> str:
     """The whole page as text; write it as UTF-8."""
     data = plain_outcome(outcome)
-    style = STYLE + charts.CHART_STYLE + charts.palette(_both())
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    title = _text(data["title"])
-    drawn = [
-        f"<figure><figcaption>{_text(chart['title'])}</figcaption>{charts.chart_svg(chart, alone=False)}</figure>"
-        for chart in data["charts"]
+    parts = [
+        paragraphs(data["words"]),
+        table("Table", data["columns"], data["rows"]),
+        "<h2>Plots</h2>",
+        *map(figure, data["charts"]),
+        _about(data),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{style}</style></head><body>'
-        f'<main><p class="quiet">whence evaluate {_text(data["verb"])}</p><h1>{title}</h1>{_words(data)}'
-        f"{_table(data)}{''.join(drawn)}{_about(data)}</main></body></html>"
-    )
-
-
-def _both() -> list[str]:
-    """Each colour for a light and a dark ground."""
-    return [f"light-dark({light}, {dark})" for light, dark in zip(charts.LIGHT, charts.DARK, strict=True)]
-
-
-def _text(value: Any) -> str:
-    return escape(visible(str(value)))
-
-
-def _words(data: Mapping[str, Any]) -> str:
-    return "".join(f"<p>{_text(sentence)}</p>" for sentence in data["words"])
-
-
-def _table(data: Mapping[str, Any]) -> str:
-    numeric = [
-        any(isinstance(row[n], (int, float)) for row in data["rows"])
-        and not any(isinstance(row[n], str) for row in data["rows"])
-        for n in range(len(data["columns"]))
-    ]
-    kinds = [' class="num"' if is_number else "" for is_number in numeric]
-    head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, data["columns"], strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{_text(cell(c))}</td>" for kind, c in zip(kinds, row, strict=True)) + "</tr>"
-        for row in data["rows"]
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h2>Table</h2><div class="scroll">{table}</div><h2>Plots</h2>'
+    return sheet(data["title"], f"evaluate {data['verb']}", "".join(parts))
 
 
 def _about(data: Mapping[str, Any]) -> str:
@@ -146,5 +90,5 @@ def _about(data: Mapping[str, Any]) -> str:
         told = json.dumps(data[key], indent=1, ensure_ascii=False)
         if len(told) > MOST_DETAILS:
             told = f"{len(told):,} characters: too many for a page. They are in outcome.json."
-        parts.append(f"<details><summary>{name}</summary><pre>{_text(told)}</pre></details>")
+        parts.append(folded(name, told))
     return "<h2>Details</h2>" + "".join(parts)
