@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from folders import animal_rows, model_folder, write_rows
@@ -57,6 +58,36 @@ def test_what_is_written(found, reviews, tmp_path):
     told = [json.loads(line) for line in (tmp_path / "out" / "suspicious.jsonl").read_text().splitlines()]
     assert [line["id"] for line in told] == [s.id for s in found.suspects]
     assert "likelier to the model" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_are_relabelled_as_they_are(found, reviews, tmp_path, ending):
+    frame = pd.read_json(reviews, lines=True).astype({"label": "int8"})
+    place = tmp_path / f"rows.{ending}"
+    frame.to_csv(place, index=False) if ending == "csv" else frame.to_parquet(place)
+    how = Cleaning(inspect=Amount(count=8), folds=4, supports=0, bag=BagSettings(epochs=8))
+    clean(data=str(place), how=how, options={"columns": {"text": "review"}}).write(tmp_path / "out")
+    after = tmp_path / "out" / f"relabelled.{ending}"
+    right = frame.assign(label=(frame["n"] % 2).astype("int8"))  # the five planted labels, and no other
+    if ending == "parquet":
+        pd.testing.assert_frame_equal(pd.read_parquet(after), right)
+        return
+    assert after.read_text() == right.to_csv(index=False)
+    recorded = json.loads((tmp_path / "out" / "selection.json").read_text())["files"]
+    assert "relabelled.csv" in recorded
+
+
+def test_suggestions_are_written_as_the_rows_write_labels(tmp_path):
+    model_folder(tmp_path / "model", classes=2)
+    rows = [{**row, "label": n % 2} for n, row in enumerate(animal_rows(10))]  # the model calls them calm and lively
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    found = clean(str(tmp_path / "model"), data=str(data), how=Cleaning(inspect=Amount(count=10), supports=0))
+    assert {s.label for s in found.suspects} == {"calm", "lively"}
+    assert any(s.suggested for s in found.suspects)
+    found.write(tmp_path / "out")
+    after = [json.loads(line) for line in (tmp_path / "out" / "relabelled.jsonl").read_text().splitlines()]
+    changed = {number(s.id) for s in found.suspects if s.suggested}
+    assert after == [{**row, "label": 1 - row["label"] if n in changed else row["label"]} for n, row in enumerate(rows)]
 
 
 def test_rows_known_to_be_right_count_as_harmed(reviews, tmp_path):

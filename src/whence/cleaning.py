@@ -11,6 +11,7 @@ is judged by the one that has not seen it: a classifier that learned a wrong lab
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from whence.pipeline import open_rows, open_subject
 from whence.select.account import Account
 from whence.select.amounts import Amount
 from whence.select.choose import Choice
+from whence.select.edited import write_edited
 from whence.select.labels import suggest, together
-from whence.select.lines import write_edited
 from whence.select.origins import Opened, open_places
 from whence.select.relabel import Suspect, tell_cleaning
 from whence.store import atomic
@@ -43,7 +44,7 @@ from whence.tasks.rows import Row, check_bad_rows, row_view
 from whence.watch import Silent, Watcher
 from whence.written import check_out, write_account, write_chosen
 
-SUSPICIOUS, RELABELLED = "suspicious.jsonl", "relabelled.jsonl"
+SUSPICIOUS, RELABELLED = "suspicious.jsonl", "relabelled"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Cleaned:
         choice: kept = not among the suspects; values are minus the suspicion.
         account: what was done and why.
         label: the user's column of labels.
+        written: class -> the label by which most of its rows say so (a number, or a name of the rows' own).
     """
 
     opened: Opened
@@ -98,9 +100,10 @@ class Cleaned:
     choice: Choice
     account: Account
     label: str
+    written: Mapping[str, Any]
 
     def write(self, folder: str | Path) -> tuple[Path, ...]:
-        """``suspicious.jsonl`` with reasons, ``kept`` and ``dropped`` rows, ``relabelled.jsonl`` with the suggestions.
+        """``suspicious.jsonl`` with reasons, ``kept`` and ``dropped`` rows, ``relabelled`` rows with the suggestions.
 
         Raises:
             StoreError: the folder is not ours.
@@ -110,17 +113,16 @@ class Cleaned:
         files = write_chosen(place, self.opened, self.choice)
         atomic.write_jsonl(place / SUSPICIOUS, (asdict(suspect) for suspect in self.suspects))
         files.append(place / SUSPICIOUS)
-        if all(origin.form in ("lines", "objects") for origin in self.opened.origins):
-            files.append(place / RELABELLED)
-            write_edited(self.opened.origins, self._edits(), files[-1])
+        files += write_edited(self.opened.origins, self._edits(), place, RELABELLED)
         kept = self.choice.kept
         return write_account(place, self.account, files, rows=len(kept), kept=int(kept.sum()))
 
     def _edits(self) -> dict[int, dict[str, Any]]:
-        """Position -> fields to change, for rows with a suggestion; a label keeps its kind (number or text)."""
-        rows, at = self.opened.by_id(), {id_: n for n, id_ in enumerate(self.opened.rows.ids)}
-        kinds = {str(row.fields.get("label")): row.fields.get("label") for row in rows.values()}
-        return {at[s.id]: {self.label: kinds.get(s.suggested, s.suggested)} for s in self.suspects if s.suggested}
+        """Position -> fields to change, for rows with a suggestion: labels as the rows themselves write them."""
+        at = {id_: n for n, id_ in enumerate(self.opened.rows.ids)}
+        return {
+            at[s.id]: {self.label: self.written.get(s.suggested, s.suggested)} for s in self.suspects if s.suggested
+        }
 
 
 def clean(
@@ -165,7 +167,7 @@ def clean(
     }
     label = settings.columns.get("label", "label")
     account, choice = tell_cleaning(opened, suspects, suspicion, views=views, about=about)
-    return Cleaned(opened, suspects, choice, account, label)
+    return Cleaned(opened, suspects, choice, account, label, _as_written(case, opened))
 
 
 # --- who is judged -------------------------------------------------------------------------------------------------
@@ -265,14 +267,21 @@ def _encoded(task: SequenceClassification, rows: Sequence[Row], settings: TraceO
 # --- what is found -------------------------------------------------------------------------------------------------
 
 
+def _as_written(case: _Case, opened: Opened) -> dict[str, Any]:
+    """Class -> the value of the column of labels that most of its rows have."""
+    rows, found = opened.by_id(), dict[str, dict[str, Any]]()
+    said = Counter[tuple[str, str]]()
+    for example in case.source.examples:
+        name, label = case.names[int(example.labels)], rows[example.id].fields["label"]
+        found.setdefault(name, {})[repr(label)] = label
+        said[name, repr(label)] += 1
+    return {name: labels[max(labels, key=lambda r, name=name: said[name, r])] for name, labels in found.items()}
+
+
 def _placed(values: np.ndarray, ids: Sequence[str], opened: Opened) -> np.ndarray:
     """Values of usable rows among all rows."""
-    return _spread(values, ids, opened.rows.ids)
-
-
-def _spread(values: np.ndarray, ids: Sequence[str], everyone: Sequence[str]) -> np.ndarray:
     known = dict(zip(ids, values.tolist(), strict=True))
-    return np.array([known.get(id_, np.nan) for id_ in everyone])
+    return np.array([known.get(id_, np.nan) for id_ in opened.rows.ids])
 
 
 def _suspects(case: _Case, how: Cleaning, opened: Opened, suspicion: np.ndarray) -> tuple[Suspect, ...]:

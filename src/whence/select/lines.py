@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -78,60 +79,27 @@ def write_counted(origins: Sequence[Origin], counts: Sequence[int], folder: Path
     total = sum(len(origin.numbers) for origin in origins)
     if total != len(counts):
         raise DataError(f"{len(counts)} counts for {total} rows", wanted="one per row")
-    together = len(origins) == 1 or all(origin.ending == ".jsonl" for origin in origins)
-    parts, at = [], 0
-    for origin in origins:
-        parts.append((origin, counts[at : at + len(origin.numbers)]))
-        at += len(origin.numbers)
-    if together:
-        path = folder / f"{stem}{origins[0].ending}"
-        _write(parts, path)
-        return [path]
-    paths = []
-    for origin, own in parts:
-        paths.append(folder / f"{stem}-{_safe(origin.name, [p.stem for p in paths], stem)}{origin.ending}")
-        _write([(origin, own)], paths[-1])
-    return paths
+    shared = shared_out(origins, folder, stem)
+    for path, parts in shared:
+        _write([(origin, counts[at : at + len(origin.numbers)]) for origin, at in parts], path)
+    return [path for path, _ in shared]
 
 
-def write_edited(origins: Sequence[Origin], edits: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """All rows in order, some with other values in some fields; rows without an edit byte for byte.
-
-    Args:
-        origins: sources whose rows are JSON lines, or have no line of their own.
-        edits: position -> field -> new value.
-        path: of the file.
-
-    Raises:
-        DataError: a table or parquet file, or one that changed.
-    """
-    with atomic.writing(path) as part, part.open("wb") as out:
-        at = 0
-        for origin in origins:
-            own = {n: edits[at + n] for n in range(len(origin.numbers)) if at + n in edits}
-            _edit(origin, own, out)
-            at += len(origin.numbers)
+def shared_out(origins: Sequence[Origin], folder: Path, stem: str) -> list[tuple[Path, list[tuple[Origin, int]]]]:
+    """Files, and for each the sources that go into it with the position of their first row among all rows."""
+    starts = accumulate((len(origin.numbers) for origin in origins), initial=0)
+    parts = list(zip(origins, starts, strict=False))
+    if len(origins) == 1 or all(origin.ending == ".jsonl" for origin in origins):
+        return [(folder / f"{stem}{origins[0].ending}", parts)]
+    found: list[tuple[Path, list[tuple[Origin, int]]]] = []
+    for origin, at in parts:
+        name = _safe(origin.name, [path.stem for path, _ in found], stem)
+        found.append((folder / f"{stem}-{name}{origin.ending}", [(origin, at)]))
+    return found
 
 
-def _edit(origin: Origin, edits: Mapping[int, Mapping[str, Any]], out: IO[bytes]) -> None:
-    if origin.form == "objects":
-        for n, fields in enumerate(origin.objects()):
-            if fields is not None:
-                out.write(_as_line({**fields, **edits.get(n, {})}))
-        return
-    if origin.form != "lines":
-        raise DataError(f"{origin.path}: rows of a {origin.form} file are not edited", wanted="JSON lines")
-    places = {number: n for n, number in enumerate(origin.numbers)}
-    for number, line in _physical(origin):
-        place = places.pop(number, None)
-        if place is not None and place in edits:
-            out.write(_as_line({**json.loads(line), **edits[place]}))
-        elif place is not None:
-            out.write(_ended(line))
-    _check_all_seen(origin, places)
-
-
-def _as_line(fields: Mapping[str, Any]) -> bytes:
+def as_line(fields: Mapping[str, Any]) -> bytes:
+    """A row as JSON."""
     return (json.dumps(atomic.plain(fields), ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
@@ -160,24 +128,24 @@ def _write(parts: Sequence[tuple[Origin, Sequence[int]]], path: Path) -> None:
 
 def _copy_lines(origin: Origin, counts: Sequence[int], out: IO[bytes]) -> None:
     times = dict(zip(origin.numbers, counts, strict=True))
-    for number, line in _physical(origin):
+    for number, line in physical(origin):
         wanted = times.pop(number, 0)
         for _ in range(wanted):
-            out.write(_ended(line))
-    _check_all_seen(origin, times)
+            out.write(ended(line))
+    check_all_seen(origin, times)
 
 
 def _copy_table(origin: Origin, counts: Sequence[int], out: IO[bytes]) -> None:
     """The header, then each row with all its physical lines (a quoted cell may hold line breaks)."""
     starts = dict(zip(origin.numbers, counts, strict=True))
     row, times = list[bytes](), 1  # before the first row: the header
-    for number, line in _physical(origin):
+    for number, line in physical(origin):
         if number in starts:
             _put_row(row, times, out)
             row, times = [], starts.pop(number)
         row.append(line)
     _put_row(row, times, out)
-    _check_all_seen(origin, starts)
+    check_all_seen(origin, starts)
 
 
 def _put_row(row: list[bytes], times: int, out: IO[bytes]) -> None:
@@ -185,19 +153,20 @@ def _put_row(row: list[bytes], times: int, out: IO[bytes]) -> None:
     while row and not row[-1].strip(b"\r\n"):
         row.pop()
     for _ in range(times):
-        out.writelines(_ended(line) for line in row)
+        out.writelines(ended(line) for line in row)
 
 
 def _copy_objects(origin: Origin, counts: Sequence[int], out: IO[bytes]) -> None:
     for fields, times in zip(origin.objects(), counts, strict=True):
         if times and fields is not None:
-            out.write(_as_line(fields) * times)
+            out.write(as_line(fields) * times)
 
 
 _COPIERS = {"lines": _copy_lines, "table": _copy_table, "objects": _copy_objects}
 
 
-def _physical(origin: Origin) -> Iterator[tuple[int, bytes]]:
+def physical(origin: Origin) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text file with their numbers from 1, unpacked, without the mark of UTF-8 files."""
     with _opened(origin) as file:
         for number, line in enumerate(file, start=1):
             yield number, line.removeprefix(MARK) if number == 1 else line
@@ -214,12 +183,17 @@ def _opened(origin: Origin) -> Iterator[IO[bytes]]:
             raise DataError(f"{origin.path} is cut off or damaged: {error}", try_="unpack it: gunzip -k") from error
 
 
-def _ended(line: bytes) -> bytes:
+def ended(line: bytes) -> bytes:
     """The last line of a file may lack its line break; another one may follow it now."""
     return line if line.endswith(b"\n") else line + b"\n"
 
 
-def _check_all_seen(origin: Origin, missing: Mapping[int, int]) -> None:
+def check_all_seen(origin: Origin, missing: Mapping[int, int]) -> None:
+    """Every line that was wanted was there.
+
+    Raises:
+        DataError: the file has become shorter.
+    """
     if missing:
         raise DataError(
             f"{origin.path} has no line {min(missing)} any more", wanted="the file as it was read", try_="run it again"
@@ -230,16 +204,32 @@ def _check_all_seen(origin: Origin, missing: Mapping[int, int]) -> None:
 
 
 def _copy_parquet(origin: Origin, counts: Sequence[int], part: Path) -> None:
-    """Batch by batch, with the schema (and its metadata) of the input."""
+    def taken(at: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        own = counts[at : at + batch.num_rows]
+        return batch.take(pa.array([n for n, times in enumerate(own) for _ in range(times)], pa.int64()))
+
+    rewrite_parquet(origin, part, taken)
+
+
+def rewrite_parquet(origin: Origin, part: Path, change: Callable[[int, pa.RecordBatch], pa.RecordBatch]) -> None:
+    """Batch by batch, with the schema (and its metadata) of the input.
+
+    Args:
+        origin: whose file is read.
+        part: the file to write.
+        change: (position of its first row, batch) -> what is written in its place.
+
+    Raises:
+        DataError: the file no longer holds as many rows.
+    """
     assert origin.path is not None
     with pq.ParquetFile(origin.path, page_checksum_verification=True) as file:
         at = 0
         with pq.ParquetWriter(part, file.schema_arrow, write_page_checksum=True) as writer:
             for batch in file.iter_batches(batch_size=1024):
-                own = counts[at : at + batch.num_rows]
+                new = change(at, batch)
                 at += batch.num_rows
-                places = [n for n, times in enumerate(own) for _ in range(times)]
-                if places:
-                    writer.write_batch(batch.take(pa.array(places, pa.int64())))
-    if at != len(counts):
-        raise DataError(f"{origin.path} has {at} rows, not {len(counts)}", wanted="the file as it was read")
+                if new.num_rows:
+                    writer.write_batch(new)
+    if at != len(origin.numbers):
+        raise DataError(f"{origin.path} has {at} rows, not {len(origin.numbers)}", wanted="the file as it was read")
