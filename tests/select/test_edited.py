@@ -72,14 +72,12 @@ def test_tables_of_any_content(rows, new, data):
         file = Path(folder) / f"t{ending}"
         file.write_bytes(made.getvalue().encode())
         opened = open_places(str(file))
-        if len(opened.rows.ids) != len(rows):  # empty lines, or a bare carriage return that csv reads as a line's end
-            return
+        assert len(opened.rows.ids) == len(rows)
         (found,) = write_edited(opened.origins, {place: {COLUMNS[column]: new}}, Path(folder), "new")
-        before = [list(row) for row in csv.reader(io.StringIO(made.getvalue(), newline=""), **terms)]
-        before = [row for row in before if row]
+        before = list(csv.reader(io.StringIO(made.getvalue(), newline=""), **terms))
         before[1 + place][column] = new
         after = found.read_bytes().decode()
-        assert [row for row in csv.reader(io.StringIO(after, newline=""), **terms) if row] == before
+        assert list(csv.reader(io.StringIO(after, newline=""), **terms)) == before
 
 
 def test_parquet_keeps_all_other_columns_and_its_schema(tmp_path):
