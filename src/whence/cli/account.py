@@ -6,13 +6,11 @@ import importlib
 from pathlib import Path
 from typing import Protocol
 
-from rich.table import Table as Drawn
 from rich.text import Text
 
-from whence.cli.voice import Voice
+from whence.cli.voice import Voice, grid
 from whence.report.characters import visible
-from whence.report.words import cell
-from whence.select.account import Account, Table
+from whence.select.account import Account
 
 
 class Found(Protocol):
@@ -52,7 +50,7 @@ def ended(voice: Voice, found: Found, out: str | None, *, then: str = "") -> int
             voice.out.print(Text(visible(sentence)))
         for table in account.tables[:1]:
             voice.out.print()
-            voice.out.print(_drawn(table))
+            voice.out.print(grid(table.columns, table.rows))
     files = () if out is None else found.write(out)
     voice.emit({"type": "done", "out": out, "files": [str(file) for file in files]})
     if out is None:
@@ -63,13 +61,3 @@ def ended(voice: Voice, found: Found, out: str | None, *, then: str = "") -> int
     if then:
         voice.say(f"      {then.format(out=place)}")
     return 0
-
-
-def _drawn(table: Table) -> Drawn:
-    drawn = Drawn(box=None, pad_edge=False)
-    for n, name in enumerate(table.columns):
-        numbers = all(isinstance(row[n], (int, float, type(None))) for row in table.rows)
-        drawn.add_column(visible(str(name)), justify="right" if numbers else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(Text(visible(cell(value), one_line=True)) for value in row))
-    return drawn

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from whence.cli.voice import Voice
+from whence.cli.voice import Voice, grid
 from whence.errors import OptionError, StoreError
 from whence.evaluate.outcome import Outcome
 from whence.options import TraceOptions, read_config, trace_options
 from whence.report.characters import visible
 from whence.report.evaluation import write_outcome
-from whence.report.words import cell
 
 OUT = "Folder for outcome.json, report.html and the plots."
 DEMO = "Folder of `whence demo`: its trained model is used, or made there."
@@ -84,7 +82,7 @@ def answer(voice: Voice, outcome: Outcome, out: str | Path | None) -> int:
     if not voice.json:
         voice.out.print()
         voice.out.print(Text(visible(outcome.title), style="bold"))
-        voice.out.print(_table(outcome))
+        voice.out.print(grid(outcome.columns, outcome.rows))
         for sentence in outcome.words:
             voice.out.print(Text(visible(sentence)))
     if out is None:
@@ -96,13 +94,3 @@ def answer(voice: Voice, outcome: Outcome, out: str | Path | None) -> int:
         voice.say(f"note: {written.missing}")
     voice.say(f"\nnext: open {Path(out) / 'report.html'} in a browser", "bold")
     return 0
-
-
-def _table(outcome: Outcome) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for n, name in enumerate(outcome.columns):
-        numbers = all(isinstance(row[n], (int, float, type(None))) for row in outcome.rows)
-        table.add_column(visible(str(name)), justify="right" if numbers else "left", overflow="fold")
-    for row in outcome.rows:
-        table.add_row(*(Text(visible(cell(value), one_line=True)) for value in row))
-    return table

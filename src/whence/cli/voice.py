@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,9 +21,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from whence.report.characters import visible
+from whence.report.words import cell
 from whence.store.atomic import plain
 
 EVERY = 30.0  # seconds between progress lines where there is no terminal
@@ -102,6 +104,17 @@ class Voice:
         self._said = now
         left = (now - self._began) / done * (total - done)
         self.err.print(Text(f"{stage:<9} {done:,} of {total:,} rows · about {_duration(left)} left"))
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table of an answer for ``Voice.out``; a column of numbers stands right, long text is folded."""
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(columns):
+        numbers = all(isinstance(row[n], (int, float, type(None))) for row in rows)
+        table.add_column(visible(str(name)), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell(value), one_line=True)) for value in row))
+    return table
 
 
 def _duration(seconds: float) -> str:
