@@ -177,6 +177,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def logits_of(found: Any) -> torch.Tensor:
+    """What a model gave back: logits as they are, or inside an output of transformers."""
+    return found if isinstance(found, torch.Tensor) else found.logits
+
+
 def measurements_of(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """B numbers to explain: by the task's ``measure`` (of model and batch) if it has one, else from its outputs."""
     measure = getattr(task, "measure", None)

@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional
 
 from whence.errors import OptionError, TaskError
-from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans
+from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans, logits_of
+from whence.tasks.padding import pad_id, right_padded, side_by_side
 from whence.tasks.records import Row
 from whence.tasks.rendering import (
     Rendered,
@@ -31,7 +32,7 @@ from whence.tasks.rendering import (
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import LABELLED, check_fields, detect_shape, messages_of
 from whence.tasks.token_loss import token_loss
-from whence.tasks.tokenising import Tokens, common_prefix, tokenise
+from whence.tasks.tokenising import Tokens, common_prefix, own_limit, tokenise
 
 IGNORE = -100
 
@@ -85,11 +86,8 @@ class CausalLM:
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of a row. Unlimited tokenizers say so by a huge number, which is read as None."""
-        if self.max_length is not None:
-            return self.max_length
-        own = getattr(self.tokenizer, "model_max_length", None)
-        return own if own is not None and own < 10**7 else None
+        """Most tokens of a row; None = no limit."""
+        return self.max_length if self.max_length is not None else own_limit(self.tokenizer)
 
     def encode(self, row: Row) -> Example:
         """Tokenise one row. Raises ``RowProblem`` for a row that cannot be used."""
@@ -267,33 +265,15 @@ class CausalLM:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad on the right, whatever the tokenizer's own side is: positions and causality then need no care."""
-        width = max(example.length for example in examples)
-        ids = np.full((len(examples), width), self._pad_id(), dtype=np.int64)
-        labels = np.full((len(examples), width), IGNORE, dtype=np.int64)
-        mask = np.zeros((len(examples), width), dtype=bool)
-        for b, example in enumerate(examples):
-            ids[b, : example.length] = example.inputs["input_ids"]
-            labels[b, : example.length] = example.labels
-            mask[b, : example.length] = True
-        padded = not bool(mask.all())
-        inputs = {"input_ids": torch.from_numpy(ids)}
-        if padded:  # without padding the model may take its faster, purely causal way
-            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-        names = tuple(example.id for example in examples)
-        return Batch(names, inputs, torch.from_numpy(labels), torch.from_numpy(mask), padded)
-
-    def _pad_id(self) -> int:
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(self.tokenizer, name, None)
-            if value is not None:
-                return int(value)
-        return 0
+        rows = [example.inputs["input_ids"] for example in examples]
+        inputs, mask, padded = side_by_side({"input_ids": rows}, fill=pad_id(self.tokenizer))
+        labels = torch.from_numpy(right_padded([example.labels for example in examples], IGNORE))
+        return Batch(tuple(example.id for example in examples), inputs, labels, mask, padded)
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """B x T x V logits."""
         keep = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-        result = model(**batch.inputs, **keep)
-        return result if isinstance(result, torch.Tensor) else result.logits
+        return logits_of(model(**batch.inputs, **keep))
 
     def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B losses in nats: each the sum over the example's trained tokens."""

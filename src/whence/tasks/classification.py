@@ -11,11 +11,13 @@ import torch
 from torch.nn import functional
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans
+from whence.tasks.base import Batch, Example, RowProblem, Setup, TokenSpans, logits_of
 from whence.tasks.classes import class_of
+from whence.tasks.padding import side_by_side
 from whence.tasks.records import Row
 from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields
+from whence.tasks.tokenising import own_limit
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,7 @@ class SequenceClassification:
     @property
     def limit(self) -> int | None:
         """Most tokens of a row; None = no limit."""
-        if self.max_length is not None:
-            return self.max_length
-        own = getattr(self.tokenizer, "model_max_length", None)
-        return own if own is not None and own < 10**7 else None
+        return self.max_length if self.max_length is not None else own_limit(self.tokenizer)
 
     def encode(self, row: Row) -> Example:
         """Tokenise one row (``text``, with ``text_pair`` for models of two texts) and find its class.
@@ -103,23 +102,11 @@ class SequenceClassification:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad B examples on the right."""
-        width = max(example.length for example in examples)
-        mask = np.zeros((len(examples), width), dtype=bool)
-        columns = {n: np.full((len(examples), width), self._pad(n), dtype=np.int64) for n in examples[0].inputs}
-        for b, example in enumerate(examples):
-            mask[b, : example.length] = True
-            for name, values in example.inputs.items():
-                columns[name][b, : example.length] = values
-        padded = not bool(mask.all())
-        inputs = {name: torch.from_numpy(values) for name, values in columns.items()}
-        if padded:
-            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        rows = {name: [example.inputs[name] for example in examples] for name in examples[0].inputs}
+        fill = self.tokenizer.pad_token_id  # not ``pad_id``: a model finds each row's end by its own padding token
+        inputs, mask, padded = side_by_side(rows, fill=0 if fill is None else int(fill))
         labels = torch.from_numpy(np.asarray([example.labels for example in examples], dtype=np.int64))
-        return Batch(tuple(e.id for e in examples), inputs, labels, torch.from_numpy(mask), padded)
-
-    def _pad(self, name: str) -> int:
-        value = self.tokenizer.pad_token_id if name == "input_ids" else 0
-        return 0 if value is None else int(value)
+        return Batch(tuple(e.id for e in examples), inputs, labels, mask, padded)
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """B x C logits.
@@ -134,8 +121,7 @@ class SequenceClassification:
                 wanted="model.config.pad_token_id and tokenizer.pad_token, the same as in training",
                 try_="model.config.pad_token_id = tokenizer.pad_token_id",
             )
-        result = model(**batch.inputs)
-        return result if isinstance(result, torch.Tensor) else result.logits
+        return logits_of(model(**batch.inputs))
 
     def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B losses in nats."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem, Setup, device_of, move
+from whence.tasks.base import Batch, Example, RowProblem, Setup, device_of, logits_of, move
 from whence.tasks.batches import plan_batches
 from whence.tasks.causal_lm import IGNORE, CausalLM
 from whence.tasks.padding import pad_id, real, right_padded
@@ -265,8 +265,7 @@ def _split(chosen: Sequence[Any], rejected: Sequence[Any], answer: Sequence[Any]
 def _log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     """B x 2 log-probabilities of the two answers, in float32 or better."""
     given = {name: batch.inputs[name] for name in ("input_ids", "attention_mask") if name in batch.inputs}
-    result = model(**given, use_cache=False)
-    logits = result if isinstance(result, Tensor) else result.logits
+    logits = logits_of(model(**given, use_cache=False))
     targets = functional.pad(batch.inputs["targets"][:, 1:], (0, 1), value=IGNORE)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Not ``token_loss``: here the loss is inside the outputs, which Gauss-Newton products differentiate in blocks.

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem, Setup
+from whence.tasks.aligned import aligned_losses, aligned_sample
+from whence.tasks.base import Batch, Example, RowProblem, Setup, logits_of
 from whence.tasks.causal_lm import IGNORE
 from whence.tasks.padding import pad_id, real, right_padded
 from whence.tasks.records import Row
-from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields, detect_shape, sides_of
-from whence.tasks.token_loss import token_loss
+from whence.tasks.tokenising import own_limit
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Seq2Seq:
 
     def limits(self) -> tuple[int | None, int | None]:
         """Most tokens of the input and of the target; None = no limit."""
-        own = getattr(self.tokenizer, "model_max_length", None)
-        most = self.max_length if self.max_length is not None else own if own is not None and own < 10**7 else None
+        most = self.max_length if self.max_length is not None else own_limit(self.tokenizer)
         return most, self.max_target if self.max_target is not None else most
 
     def encode(self, row: Row) -> Example:
@@ -129,12 +128,11 @@ class Seq2Seq:
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """B x T x V logits of the decoder; position t prices token t of the target."""
-        result = model(**batch.inputs, use_cache=False)
-        return result if isinstance(result, torch.Tensor) else result.logits
+        return logits_of(model(**batch.inputs, use_cache=False))
 
     def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B losses in nats: each the sum over the target's tokens."""
-        return token_loss(outputs.flatten(0, 1), batch.labels.flatten()).view(batch.labels.shape).sum(1)
+        return aligned_losses(outputs, batch)
 
     def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B numbers to explain, lower is better: the loss."""
@@ -142,10 +140,7 @@ class Seq2Seq:
 
     def sample(self, outputs: torch.Tensor, batch: Batch, seed: int) -> Batch:
         """The batch with each target token drawn from the model; what the decoder reads stays the row's own."""
-        where = batch.labels != IGNORE
-        labels = batch.labels.clone()
-        labels[where] = sample_categorical(outputs.detach(), where, row_uniforms(seed, batch.ids, where.shape[1]))
-        return batch.with_labels(labels)
+        return aligned_sample(outputs, batch, seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must match for two runs to price the same loss."""

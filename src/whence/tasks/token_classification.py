@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from whence.errors import TaskError
-from whence.tasks.base import Batch, Example, RowProblem, Setup
+from whence.tasks.aligned import aligned_losses, aligned_sample
+from whence.tasks.base import Batch, Example, RowProblem, Setup, logits_of
 from whence.tasks.causal_lm import IGNORE
 from whence.tasks.classes import class_of
-from whence.tasks.padding import pad_id, real, right_padded
+from whence.tasks.padding import pad_id, right_padded, side_by_side
 from whence.tasks.records import Row
-from whence.tasks.sampling import row_uniforms, sample_categorical
 from whence.tasks.shapes import check_fields, tags_of, words_of
-from whence.tasks.token_loss import token_loss
+from whence.tasks.tokenising import own_limit
 
 OUTSIDE = "O"
 
@@ -61,10 +61,7 @@ class TokenClassification:
     @property
     def limit(self) -> int | None:
         """Most tokens of a row; None = no limit."""
-        if self.max_length is not None:
-            return self.max_length
-        own = getattr(self.tokenizer, "model_max_length", None)
-        return own if own is not None and own < 10**7 else None
+        return self.max_length if self.max_length is not None else own_limit(self.tokenizer)
 
     def encode(self, row: Row) -> Example:
         """Tokenise one row (``tokens`` and ``tags``, or ``text`` and ``entities``) and put the labels in place.
@@ -143,24 +140,17 @@ class TokenClassification:
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad B examples on the right."""
         rows = {n: [e.inputs[n] for e in examples] for n in examples[0].inputs}
-        width = max(example.length for example in examples)
-        mask = real(rows["input_ids"], width)
-        fills = {"input_ids": pad_id(self.tokenizer)}
-        inputs = {n: torch.from_numpy(right_padded(values, fills.get(n, 0))) for n, values in rows.items()}
-        padded = not bool(mask.all())
-        if padded:
-            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        inputs, mask, padded = side_by_side(rows, fill=pad_id(self.tokenizer))
         labels = torch.from_numpy(right_padded([e.labels for e in examples], IGNORE))
-        return Batch(tuple(e.id for e in examples), inputs, labels, torch.from_numpy(mask), padded)
+        return Batch(tuple(e.id for e in examples), inputs, labels, mask, padded)
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """B x T x C logits."""
-        result = model(**batch.inputs)
-        return result if isinstance(result, torch.Tensor) else result.logits
+        return logits_of(model(**batch.inputs))
 
     def losses(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B losses in nats: each the sum over the row's labelled tokens."""
-        return token_loss(outputs.flatten(0, 1), batch.labels.flatten()).view(batch.labels.shape).sum(1)
+        return aligned_losses(outputs, batch)
 
     def measurements(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """B numbers to explain, lower is better: the loss."""
@@ -168,10 +158,7 @@ class TokenClassification:
 
     def sample(self, outputs: torch.Tensor, batch: Batch, seed: int) -> Batch:
         """The batch with each label drawn from the model, seeded by (seed, row id); labels of -100 stay."""
-        where = batch.labels != IGNORE
-        labels = batch.labels.clone()
-        labels[where] = sample_categorical(outputs.detach(), where, row_uniforms(seed, batch.ids, where.shape[1]))
-        return batch.with_labels(labels)
+        return aligned_sample(outputs, batch, seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must match for two runs to price the same loss."""

@@ -12,6 +12,12 @@ import numpy as np
 from whence.tasks.base import RowProblem
 
 
+def own_limit(tokenizer: Any) -> int | None:
+    """Most tokens of a row by the tokenizer itself. Unlimited ones say so by a huge number, which is read as None."""
+    own = getattr(tokenizer, "model_max_length", None)
+    return own if own is not None and own < 10**7 else None
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """One tokenised text: T token ids, and what the tokenizer knows of their places (None for slow tokenizers)."""
