@@ -29,6 +29,7 @@ from whence.linalg.codes.base import Code, Layout
 from whence.linalg.codes.choose import AUTO, choose
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks
+from whence.linalg.threads import threads
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.plan.meter import free_disk
@@ -126,7 +127,7 @@ def build_index(
         extra = {"threads": torch.get_num_threads(), "request": _request(ask, model, train, kept)}
         identity = _identity(ask, subject, trained, kept)
         folder = index_folder.open_plan(place, identity, member=crew.name, extra=extra)
-        with threads(int(folder.plan["threads"])):
+        with threads(int(folder.plan["threads"])):  # as when it was begun: another number adds in another order
             return _Build(ask, subject, trained, site_of(folder, crew, trained.source), kept).run()
 
 
@@ -154,17 +155,6 @@ def tidy(place: Path) -> None:
             atomic.remove(path)
     if kept is not None or len(list(place.glob(JOURNALS))) > 1:
         journal.merged(kept)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """As many threads as when the index was begun: another number adds in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _placed(options: TraceOptions, member: Member | None) -> TraceOptions:

@@ -11,8 +11,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whence.demo.book import Almanac, Question
 from whence.demo.tokens import BOS_ID, PAD_ID, build_tokenizer
+from whence.linalg.threads import threads
 
 IGNORED = -100
 WINDOW = 8  # batches among which rows are sorted by length, to save padding
@@ -95,19 +96,13 @@ def train_almanac_model(
         return _trained(book, recipe, step or (lambda done, total: None))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Compute on one thread, whatever the machine has.
 
     Matrices this small are slower on two threads (over ten times, beside another busy process), and so the sums, and
     with them the trained model, do not depend on how many cores there are.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return threads(1)
 
 
 def _trained(book: Almanac, recipe: Recipe, step: Callable[[int, int], None]) -> Trained:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from whence.linalg.threads import threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +29,7 @@ def worked_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     if others < 1:
         yield from map(work, items)
         return
-    with _single(), ThreadPoolExecutor(others) as pool:
+    with threads(1), ThreadPoolExecutor(others) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -40,14 +41,3 @@ def worked_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextmanager
-def _single() -> Iterator[None]:
-    """One thread for every thread that starts meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
