@@ -11,7 +11,7 @@ from typing import Any
 from whence.api import questions_of, write_report
 from whence.api import save as save_run
 from whence.asking_stages import IndexPlace, Tuning, answer_stages
-from whence.assemble import lexical_of, views_of
+from whence.assemble import lexical_of, pictured, views_of
 from whence.curvature.base import get_method
 from whence.errors import OptionError
 from whence.indexing import INCIDENTAL, Wish
@@ -106,7 +106,7 @@ def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, que
     asked = measured(wish, asked)
     check_losses(asked)
     values, columns = Lookup(wish, subject, shelf_of(place, body, tuple(views))).answer(asked)
-    query_views = posed_views(subject, asked) or views_of(asked, ())
+    query_views = posed_views(subject, asked) or pictured(views_of(asked, ()), asked)
     about = {**body["about"], "query": asked.about(), "normalise": wish.options.normalise}
     about["index"] = {"rows": body["rows"], "bytes_per_row": body["bytes_per_row"], **body["code"]}
     about["warnings"] = [*about.get("warnings", ()), _caution(body)]

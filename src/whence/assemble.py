@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,11 +18,13 @@ from whence.linalg.partition import SplitEigenbasis, SplitKronecker
 from whence.pipeline import Material, Subject
 from whence.results import SCORED, RowView, Scores
 from whence.store.provenance import environment, peak_memory_bytes
+from whence.tasks.images import thumbnail
 from whence.tasks.rows import Quarantined, changed_files, row_view
 
 LEXICAL_MOST = 200_000_000  # Q x N beyond which word overlap is left out: it would outweigh the scores themselves
 NONFINITE = "nonfinite"
 NO_CANDIDATE = "not a candidate"
+PICTURED = 50  # rows at either end of a ranking whose picture is kept
 CLOSER = ("token_tracks", "query_tracks", "token_pairs", "heads")  # what `tokenwise` adds to the result
 
 
@@ -47,8 +49,9 @@ def assemble(
     """
     quarantine = (*trained.quarantine, *nonfinite_rows(trained, found))
     views = _left_unscored(views_of(trained, quarantine), found.get("unscored", frozenset()))
-    query_views = found.get("query_rows") or views_of(asked, ())
+    query_views = found.get("query_rows") or pictured(views_of(asked, ()), asked)
     columns = found.get("columns")
+    views = pictured(views, trained, _strongest(found["values"], columns, trained.rows.ids))
     return Scores(
         values=found["values"],
         query_ids=tuple(query_views) if found.get("query_rows") else tuple(asked.source.ids),
@@ -243,6 +246,25 @@ def views_of(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[st
         else:
             views[id_] = RowView(id=id_, text="", location=bad[id_].location if id_ in bad else "", status=status)
     return views
+
+
+def pictured(views: dict[str, RowView], material: Material, ids: Iterable[str] | None = None) -> dict[str, RowView]:
+    """The views, with a small picture of the rows (all, or some) that are images."""
+    rows = material.by_id()
+    some = [id_ for id_ in (views if ids is None else ids) if id_ in rows and "image" in rows[id_].fields]
+    return views | {id_: replace(views[id_], image=thumbnail(rows[id_].fields)) for id_ in some}
+
+
+def _strongest(values: np.ndarray, columns: np.ndarray | None, ids: Sequence[str]) -> set[str]:
+    """The rows at both ends of every ranking."""
+    found: set[str] = set()
+    for q, scores in enumerate(values):
+        known = np.flatnonzero(np.isfinite(scores))
+        order = known[np.argsort(-scores[known], kind="stable")]
+        ends = np.unique(np.r_[order[:PICTURED], order[-PICTURED:]])
+        places: list[int] = (ends if columns is None else columns[q][ends]).tolist()
+        found |= {ids[n] for n in places}
+    return found
 
 
 def lexical_of(

@@ -33,6 +33,7 @@ class RowView:
     ``status`` is ``scored``, ``truncated`` (scored on its first tokens only), ``quarantined:<code>`` or, behind the
     filters of a funnel, ``not a candidate``.
     ``spans`` are (kind, text) pieces of the text, such as ("prompt", ...), ("completion", ...); empty when it is one.
+    ``image`` is a small PNG of a row that is an image, kept for the questions and for the rows that a report may show.
     """
 
     id: str
@@ -42,6 +43,7 @@ class RowView:
     status: str = SCORED
     spans: tuple[tuple[str, str], ...] = ()
     label: str = ""
+    image: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,12 @@ def hostile(payloads) -> tuple[Scores, Extras]:
     random = np.random.default_rng(0)
     ids = [f"{p}#{i}" for i, p in enumerate(payloads)]
     rows = {
-        ids[i]: RowView(ids[i], p + " tail", p, p, p if p.strip() else "scored", (("prompt", p), (p, " tail")), p)
+        ids[i]: RowView(
+            ids[i], p + " tail", p, p, p if p.strip() else "scored", (("prompt", p), (p, " tail")), p,
+            b"\x89PNG\r\n\x1a\n" * (i % 2) + p.encode("utf-8", "replace"),
+        )
         for i, p in enumerate(payloads)
-    }
+    }  # fmt: skip
     asked = [f"{payloads[q * 20]}?{q}" for q in range(queries)]
     query_rows = {
         a: RowView(

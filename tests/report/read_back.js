@@ -25,7 +25,7 @@
   for (const row of document.querySelectorAll('.quarantine tbody tr')) out.quarantine.push([...row.children].map((c) => c.textContent));
   for (const row of document.querySelectorAll('.extra tbody tr')) out.tables.push([...row.children].map((c) => c.textContent));
   out.command = text(document, '.command code');
-  out.foreign = document.querySelectorAll('img, iframe, object, embed, base, form, script[src], link:not([rel=icon]), meta[http-equiv=refresh], template, math, video, audio, marquee, animate, [style], [href]:not(.skip):not(.pagelink):not(link)').length;
+  out.foreign = document.querySelectorAll('img:not(.picture[src^="data:image/png;base64,"]), iframe, object, embed, base, form, script[src], link:not([rel=icon]), meta[http-equiv=refresh], template, math, video, audio, marquee, animate, [style], [href]:not(.skip):not(.pagelink):not(link)').length;
   out.handlers = [...document.querySelectorAll('*')].filter((e) => [...e.attributes].some((a) => a.name.startsWith('on'))).length;
   out.scripts = document.scripts.length;
   return out;

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from whence.report import Extras, Page, TokenScores, report_data, words
 from whence.report.export import COLUMNS
@@ -46,6 +47,22 @@ def test_hostile_texts_stay_texts(open_report, hostile, payloads):
     assert shown["heads"] == 20
     assert json.dumps(data.queries[0].text[0])[1:-1] in shown["asked"] or shown["asked"].startswith('"')
     assert (shown["foreign"], shown["handlers"], shown["scripts"]) == (0, 0, 2)
+    opened.nothing_happened(path)
+
+
+def test_images_are_shown(open_report, make):
+    """Rows and questions that are images: drawn from their own bytes, with words for who cannot see them."""
+    scores, small = make(), io.BytesIO()
+    Image.new("RGB", (9, 7), (200, 30, 30)).save(small, "PNG")
+    pictured = {i: replace(view, image=small.getvalue()) for i, view in scores.train_rows.items()}
+    pictured["row-001"] = replace(pictured["row-001"], image=b"GIF89a<script>")
+    asked = {i: replace(view, image=small.getvalue()) for i, view in scores.query_rows.items()}
+    opened, path = open_report(scores.with_(train_rows=pictured, query_rows=asked))
+    look = "async (i) => { await i.decode(); return [i.naturalWidth, i.naturalHeight, i.alt]; }"
+    sizes = opened.page.evaluate(f"Promise.all([...document.images].map({look}))")
+    lines = opened.page.evaluate("document.querySelectorAll('tr.line').length")
+    assert len(sizes) == 1 + 10 + lines - 1 and all(size[:2] == [9, 7] for size in sizes)
+    assert sizes[0][2] == "Image asked about: q-0" and "Training image row-001" not in {size[2] for size in sizes}
     opened.nothing_happened(path)
 
 

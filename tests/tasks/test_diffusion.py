@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import whence as library
 from cli.conftest import Said
@@ -26,7 +28,7 @@ from whence.errors import ModelError, TaskError
 from whence.loading import load_model
 from whence.tasks.base import RowProblem, Setup
 from whence.tasks.diffusion import Diffusion
-from whence.tasks.images import read_image
+from whence.tasks.images import THUMBNAIL, read_image, thumbnail
 from whence.tasks.rows import read_rows, row_view
 
 Call = Callable[..., Said]
@@ -144,6 +146,24 @@ def test_what_is_no_image_is_said(value: Any, code: str) -> None:
     assert caught.value.code == code
 
 
+def test_a_small_picture_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the size wanted, the same pixels where they fit, nothing of the file beside them, and never an error."""
+    secret = PngInfo()
+    secret.add_text("note", "private")
+    file = io.BytesIO()
+    Image.fromarray(pixels(0)[..., 0]).save(file, "PNG", pnginfo=secret)
+    small_one = thumbnail({"image": {"bytes": file.getvalue()}})
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(small_one)).convert("L")), pixels(0)[..., 0])
+    assert b"private" in file.getvalue() and b"private" not in small_one
+    wide = np.random.default_rng(0).integers(0, 256, (300, 100, 3), dtype=np.uint8)
+    drawn = Image.open(io.BytesIO(thumbnail({"image": wide})))
+    assert drawn.size == (THUMBNAIL // 3, THUMBNAIL)
+    for none in ({}, {"image": "words"}, {"image": {"path": "/etc/passwd"}}, {"image": {"bytes": b"x"}}, {"image": []}):
+        assert thumbnail(none) == b""
+    monkeypatch.setattr("whence.tasks.images.MOST_PIXELS", 63)
+    assert thumbnail({"image": {"bytes": png(pixels(0))}}) == b""
+
+
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whence.tasks.images.MOST_PIXELS", 63)
     with pytest.raises(RowProblem, match="8 x 8 pixels"):
@@ -219,6 +239,8 @@ def test_from_python_and_from_the_command_line(tmp_path: Path, monkeypatch: pyte
     assert np.isfinite(scores.values).all() and np.diag(scores.values).min() > 0
     page = Path("run/report.html").read_text()
     assert "a ring \\u003cb" in page and "a ring <b>" not in page
+    assert base64.b64encode(thumbnail(read_rows(str(data)).rows[0].fields)).decode() in page
+    assert loaded.train_rows == scores.train_rows and all(view.image for view in loaded.query_rows.values())
     assert whence("check", model, data).code == 0
     ekfac = library.attribute(str(model), train=str(data), query=str(data), task="diffusion:times=2")
     assert np.isfinite(ekfac.values).all()

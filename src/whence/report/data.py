@@ -6,6 +6,7 @@ Nothing here knows HTML or terminals, and nothing there computes: a number on th
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ ENDS = 5  # strongest rows on each side that every page of a long list repeats
 DETAILED = 25  # strongest rows on each side that carry their layer scores
 QUARANTINE_SHOWN = 200
 _PART_SHORT, _TEXT_BUDGET = 600, 6_000_000
+_SIGNATURE, _PICTURE_MOST = b"\x89PNG\r\n\x1a\n", 60_000
 
 
 def report_data(scores: Scores, *, extras: Extras | None = None) -> ReportData:
@@ -145,7 +147,14 @@ def _row_text(view: RowView, *, most: int, group: str, self_influence: float | N
         clipped=max(0, len(view.text) - most),
         group=group,
         self_influence=self_influence,
+        image=_png(view.image),
     )
+
+
+def _png(image: bytes) -> str:
+    """A small PNG in base64; a run folder may hold anything, so nothing else passes."""
+    small = image.startswith(_SIGNATURE) and len(image) <= _PICTURE_MOST
+    return base64.b64encode(image).decode("ascii") if small else ""
 
 
 def locate_parts(text: str, spans: Sequence[tuple[str, str]]) -> tuple[tuple[str, int, int], ...]:
@@ -198,6 +207,7 @@ def _query(scores: Scores, q: int, shelf: _Shelf, *, view_name: str, cells: int,
             if (key := (query_id, shelf.order[row])) in scores.token_pairs
         },
         warnings=_warnings(ranking, shelf, verdict, spread=spread, unit=unit),
+        image=_png(view.image),
     )
 
 

@@ -92,6 +92,7 @@ def _pack_rows(rows: Sequence[RowText]) -> dict[str, Any]:
         "clipped": [row.clipped for row in rows],
         "self": [short(row.self_influence, 4) for row in rows],
         "parts": [_utf16(row.text, row.parts) for row in rows],
+        "image": {n: row.image for n, row in enumerate(rows) if row.image},
     }
 
 
@@ -102,6 +103,7 @@ def _pack_query(query: QueryReport, data: ReportData) -> dict[str, Any]:
         "distribution": _jsonable(query.distribution),
         "layers": _pack_layers(query.layers),
         "parts": _utf16(query.text, query.parts),
+        "image": query.image,
         "ranking": _pack_ranking(query.ranking),
         "modules": _jsonable(query.modules),
         "heads": _jsonable(query.heads),

@@ -67,7 +67,10 @@ class Table:
 
 @dataclass(frozen=True)
 class RowText:
-    """One training row as shown. ``parts`` are (kind, start, end); ``group`` names rows with (nearly) the same text."""
+    """One training row as shown.
+
+    ``parts`` are (kind, start, end); ``group`` names rows with (nearly) the same text; ``image`` is a PNG in base64.
+    """
 
     id: str
     text: str
@@ -79,6 +82,7 @@ class RowText:
     clipped: int = 0
     group: str = ""
     self_influence: float | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,7 @@ class QueryReport:
     modules: tuple[ModuleShare, ...] = ()
     heads: HeadGrid | None = None
     warnings: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)

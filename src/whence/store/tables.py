@@ -163,6 +163,8 @@ def _rows_table(ids: tuple[str, ...], views: Mapping[str, RowView], self_influen
         "label": pa.array([_clean(v.label) for v in found], pa.string()),
         "spans": pa.array(spans, kinds),
     }
+    if any(v.image for v in found):
+        data["image"] = pa.array([v.image for v in found], pa.binary())
     if self_influence is not None:
         data["self_influence"] = self_influence
     return pa.table(data)

@@ -16,6 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_PIXELS = 64 * 2**20
 MOST_BYTES = 64 * 2**20
+THUMBNAIL, COLOURS = 72, 128  # pixels of its longer side, and how many colours: a few KB
 
 
 def read_image(value: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, bool]:
@@ -112,6 +113,32 @@ def shown(fields: Mapping[str, Any]) -> str:
     named = value.get("path") if isinstance(value, Mapping) else None
     what = [caption, "" if caption or label is None else f"label {label}", str(named) if named else _size(value)]
     return " · ".join(part for part in what if part)
+
+
+def thumbnail(fields: Mapping[str, Any]) -> bytes:
+    """A small PNG of a row's image, drawn anew so that nothing of the file itself is kept; empty when it has none."""
+    value = fields.get("image")
+    if value is None:
+        return b""
+    try:
+        picture = _decoded(value, 3) if isinstance(value, Mapping) else _from_numbers(value, _channels(value))
+    except RowProblem:
+        return b""
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    if picture.mode == "RGB" and picture.getcolors(COLOURS) is None:
+        picture = picture.quantize(COLOURS)
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _channels(value: Any) -> int:
+    """Of an image given as numbers: 3 when one of the outer axes says so."""
+    try:
+        shape = np.shape(value)
+    except ValueError:
+        return 1
+    return 3 if len(shape) == 3 and 3 in (shape[0], shape[2]) else 1
 
 
 def _size(value: Any) -> str:

@@ -54,6 +54,15 @@ function dataNodes(text) {
   return nodes;
 }
 
+/* A small picture, from base64 and nothing else; null when there is none. */
+function picture(base64, text) {
+  if (!base64 || !/^[A-Za-z0-9+/=]+$/.test(base64)) return null;
+  const node = el("img", { class: "picture" });
+  node.alt = text;
+  node.src = "data:image/png;base64," + base64;
+  return node;
+}
+
 /* An element that holds untrusted text, isolated from the direction of its neighbours. */
 function said(tag, className, text, more) {
   return add(el(tag, Object.assign({ class: className, dir: "auto" }, more || {})), dataNodes(text));

@@ -165,7 +165,7 @@ function lineNodes(line, largest) {
     el("span", { class: "chevron", "aria-hidden": "true" }, "\u203a"), excerpt(line.row, 220, "span"));
   const node = el("tr", { class: "line " + side.className + (VIEW.current === line.row ? " current" : ""), "data-row": line.row },
     el("td", { class: "pick" }, check), el("td", { class: "rank" }, count(line.rank)),
-    el("td", { class: "text" }, toggle, metaLine(line)),
+    el("td", { class: "text" }, picture(DATA.rows.image[line.row], "Training image " + id), toggle, metaLine(line)),
     el("td", { class: "num effect", "data-name": "Effect" }, el("span", { class: "value " + side.className }, el("span", { class: "arrow", "aria-hidden": "true" }, side.arrow), signed(line.effect)),
       el("svg", { class: "minibar", width: 64, height: 4, "aria-hidden": "true" }, bar(64 - width, 0, width, 4, "fill-" + side.className))),
     el("td", { class: "num score", "data-name": "Score" }, signed(line.score)),

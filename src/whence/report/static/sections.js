@@ -5,7 +5,7 @@ function answerSection() {
   const query = DATA.queries[VIEW.q];
   const section = el("section", { id: "answer", "aria-labelledby": "asked" });
   const place = [DATA.queries.length > 1 && `Question ${VIEW.q + 1} of ${DATA.queries.length}`, query.id, query.view, query.location === query.id ? "" : query.location].filter(Boolean).join(" \u00b7 ");
-  add(section, said("p", "eyebrow", DATA.summary), said("p", "eyebrow", place), el("h1", { id: "asked", class: "unseen" }, DATA.title), askedNode(query), said("p", "lead", query.answer), verdicts(query), warningsNode(query));
+  add(section, said("p", "eyebrow", DATA.summary), said("p", "eyebrow", place), el("h1", { id: "asked", class: "unseen" }, DATA.title), picture(query.image, "Image asked about: " + query.id), askedNode(query), said("p", "lead", query.answer), verdicts(query), warningsNode(query));
   const sides = el("div", { class: "sides" }, strongest(query, 1), strongest(query, -1));
   return add(section, sides);
 }
@@ -70,7 +70,7 @@ function card(line, side, largest) {
     el("div", { class: "card-head" }, el("span", { class: "value " + side.className }, signed(line.effect), el("span", { class: "unit" }, " " + DATA.unit)), said("span", "id", r.id[line.row]),
       said("span", "place", (r.location[line.row] || r.sources[r.source[line.row]]).split("/").at(-1), { title: r.location[line.row] }), badges(line, true), el("span", { class: "end", title: "Share of all " + side.word + " influence" }, percent(line.share) + words)),
     el("svg", { class: "cardbar", viewBox: "0 0 100 3", preserveAspectRatio: "none", "aria-hidden": "true" }, bar(0, 0, width, 3, "fill-" + side.className)),
-    el("button", { type: "button", class: "plain card-open", title: "Open in the list", onclick: () => goTo(line.row) }, tintedExcerpt(DATA.queries[VIEW.q], line.row, 130)));
+    el("button", { type: "button", class: "plain card-open", title: "Open in the list", onclick: () => goTo(line.row) }, picture(r.image[line.row], "Training image " + r.id[line.row]), tintedExcerpt(DATA.queries[VIEW.q], line.row, 130)));
 }
 
 function spreadSection() {
