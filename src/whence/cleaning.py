@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from whence.errors import DataError, OptionError, TaskError
+from whence.errors import DataError, OptionError
 from whence.evaluate.bag import BagSettings, WordTokenizer, train_bag
 from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
 from whence.judging import Terms, judge, judge_unseen, neighbours
 from whence.options import TraceOptions, trace_options
-from whence.pipeline import open_rows, open_subject
+from whence.pipeline import open_classifier, open_rows
 from whence.select.account import Account
 from whence.select.amounts import Amount
 from whence.select.choose import Choice
@@ -177,16 +177,11 @@ def _finished(
     model: Any, data: Any, validation: Any, how: Cleaning, *, settings: TraceOptions, watch: Watcher
 ) -> _Case:
     """A classifier of the user's, trained on these rows."""
-    subject = open_subject(model, settings, watch)
-    if not isinstance(subject.task, SequenceClassification):
-        raise TaskError(
-            f"a model for the task {subject.task.name}",
-            wanted="a sequence classifier: clean looks at labels",
-            try_="no model, for the built-in classifier over word counts",
-        )
+    without = "no model, for the built-in classifier over word counts"
+    subject, task = open_classifier(model, settings, watch, why="clean", without=without)
     train = open_rows(subject, data, what="train")
     held = None if validation is None else open_rows(subject, validation, what="query").source
-    names = _class_names(subject.task.label2id)
+    names = _class_names(task.label2id)
     found = judge(train.source, held, how.terms, classes=len(names), watch=watch)
     about = {"model": str(model)[:200], "train": train.about(), "layers": list(subject.layers.names)}
     return _Case(found.parts, found.merits_CN, found.least, train.source, names, about)

@@ -21,6 +21,7 @@ from whence.options import TraceOptions
 from whence.recorded import Compared, Record, compare, record_of, with_record
 from whence.tasks.base import Example, Setup, Task, get_task, task_names
 from whence.tasks.batches import plan_batches
+from whence.tasks.classification import SequenceClassification
 from whence.tasks.encode import encode_rows, encoding_notes
 from whence.tasks.rows import Quarantined, ReadOptions, Row, Rows, check_bad_rows, read_rows
 from whence.watch import Watcher
@@ -109,6 +110,29 @@ def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Tas
     task = task or make_task(loaded, options)
     _note_model(loaded, layers, watch)
     return Subject(loaded, task, layers, options, watch, record=record)
+
+
+def open_classifier(
+    model: Any, options: TraceOptions, watch: Watcher, *, why: str, without: str
+) -> tuple[Subject, SequenceClassification]:
+    """``open_subject`` for what only a sequence classifier can do.
+
+    Args:
+        model: as ``open_subject``.
+        options: likewise.
+        watch: likewise.
+        why: what needs labels, for the error.
+        without: what to do without such a model, for the error.
+
+    Raises:
+        TaskError: a model for another task.
+        ModelError, OptionError, LayerError: as ``open_subject``.
+    """
+    subject = open_subject(model, options, watch)
+    if not isinstance(subject.task, SequenceClassification):
+        wanted = f"a sequence classifier: {why} looks at labels"
+        raise TaskError(f"a model for the task {subject.task.name}", wanted=wanted, try_=without)
+    return subject, subject.task
 
 
 def _load(model: Any, options: TraceOptions, *, task: str) -> Loaded:

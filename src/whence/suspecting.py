@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whence.errors import DataError, OptionError, TaskError
+from whence.errors import DataError, OptionError
 from whence.evaluate.bag import BagSettings, WordTokenizer, accuracy, train_bag
 from whence.evaluate.contenders import Contest
 from whence.evaluate.mislabel import SUSPECTS, Labelled, plant_flips, suspect_parts, suspicion
@@ -25,7 +25,7 @@ from whence.gradients.layers import find_layers
 from whence.gradients.source import LiveGradients
 from whence.linalg.damping import parse_damping
 from whence.options import TraceOptions
-from whence.pipeline import open_rows, open_subject, spec_name
+from whence.pipeline import open_classifier, open_rows, spec_name
 from whence.store.provenance import environment
 from whence.tasks.base import Example, RowProblem, Task
 from whence.tasks.batches import plan_batches
@@ -101,17 +101,12 @@ def _finished(
     model: Any, data: Any, validation: Any, labels: Labels, *, options: TraceOptions, watch: Watcher
 ) -> tuple[Labelled, dict[str, str], dict[str, Any]]:
     """The user's classifier; its layers, its rows."""
-    subject = open_subject(model, options, watch)
-    if not isinstance(subject.task, SequenceClassification):
-        raise TaskError(
-            f"a model for the task {subject.task.name}",
-            wanted="a sequence classifier: mislabel looks at labels",
-            try_="no --model for the built-in classifier over word counts",
-        )
+    without = "no --model for the built-in classifier over word counts"
+    subject, task = open_classifier(model, options, watch, why="mislabel", without=without)
     material = open_rows(subject, data, what="train")
     rows, examples = material.by_id(), list(material.examples)
-    classes = len(set(subject.task.label2id.values()))
-    given, wrong = _given(subject.task, rows, examples, labels, sizes=(classes, options.seed))
+    classes = len(set(task.label2id.values()))
+    given, wrong = _given(task, rows, examples, labels, sizes=(classes, options.seed))
     texts, held = _texts_of(rows, examples), None
     if validation is not None:
         right = open_rows(subject, validation, what="query")
