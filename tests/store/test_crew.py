@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from whence.errors import RankError
 from whence.store import atomic, crew
 from whence.store.crew import CLAIMS, MEMBERS, Member, joined
 from whence.store.run import LOCK, Lock
@@ -59,3 +60,16 @@ def test_whoever_was_killed_is_given_a_moment_to_let_go(tmp_path: Path) -> None:
         os.read(ready, 1)
     os.waitpid(dying, 0)
     assert cleared == [place] and not (place / CLAIMS).exists() and (place / LOCK).exists()
+
+
+def test_a_rank_that_never_comes_is_named_within_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while it imports: nothing of it is in the folder. At the default patience too that takes less than 60 s."""
+    assert crew.ARRIVAL * crew.PATIENCE + 5 < 60
+    monkeypatch.setenv(crew.VARIABLE, "0.4")
+    began = time.monotonic()
+    with (
+        pytest.raises(RankError, match="rank 1 of 2 was not there within 1 seconds"),
+        joined(tmp_path / "index", Member("rank", 0, 2), kind="index", after=lambda place: None) as (_, team),
+    ):
+        team.finish()
+    assert crew.ARRIVAL * 0.4 <= time.monotonic() - began

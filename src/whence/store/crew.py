@@ -34,7 +34,7 @@ from whence.store.run import OWNER, Lock, clear_parts, in_use, own_folder, sign_
 CLAIMS, MEMBERS = ".claims", ".members"
 POLL, BEAT = 0.1, 1.0  # seconds between two looks, and between two signs of life
 PATIENCE, VARIABLE = 20.0, "WHENCE_RANK_TIMEOUT"
-ARRIVAL = 3  # times as long until somebody who was never seen is missed: imports take their time
+ARRIVAL = 2.5  # times as long until somebody never seen is missed: imports take their time, a minute is the limit
 WORKING, DONE, FAILED = "working", "done", "failed"
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
