@@ -9,7 +9,6 @@ with the scores of those rows.
 
 from __future__ import annotations
 
-import gzip
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import _digits
 import _page
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whence.curvature.base import Factors, Problem, get_method
 from whence.evaluate.bank import open_bank, train_members
@@ -32,10 +32,9 @@ from whence.gradients.source import LiveGradients
 from whence.linalg.damping import absolute
 from whence.scores.score import SelfInfluence, pairwise, prepare_queries
 from whence.store.atomic import plain
-from whence.tasks.base import Batch, Example, Task
+from whence.tasks.base import Example, Task
 from whence.tasks.batches import plan_batches
 from whence.tasks.regression import Regression
-from whence.tasks.sampling import row_uniforms, sample_categorical
 
 METHODS = ("exact", "cg:steps=100", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", "dot", "cosine", "random")
 BARS = {"ridge": 0.99, "logistic": 0.95}
@@ -53,38 +52,6 @@ class Config:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Classes of feature vectors."""
-
-    name: str = "digits"
-
-    def encode(self, row: Any) -> Example:
-        raise NotImplementedError
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        features = torch.from_numpy(np.stack([e.inputs["features"] for e in examples]))
-        labels = torch.from_numpy(np.array([int(e.labels) for e in examples]))
-        return Batch(tuple(e.id for e in examples), {"features": features}, labels, None, False)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.inputs["features"])
-
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(outputs, batch.labels, reduction="none")
-
-    def measurements(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return self.losses(outputs, batch)
-
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        where = torch.ones(len(batch), 1, dtype=torch.bool)
-        drawn = sample_categorical(outputs.detach()[:, None, :], where, row_uniforms(seed, batch.ids, 1))
-        return batch.with_labels(drawn)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"task": self.name}
-
-
 def concrete(config: Config, data: Path) -> tuple[list[Example], list[Example]]:
     """Standardised rows and questions; a constant feature instead of a bias."""
     table = np.loadtxt(data / "uci" / "concrete.csv", delimiter=",", skiprows=1)
@@ -99,12 +66,9 @@ def digits(config: Config, data: Path) -> tuple[list[Example], list[Example]]:
     """Rows of the training images, questions of the test images."""
     found = []
     for part, count in (("train", config.digit_rows), ("t10k", config.questions)):
-        folder = data / "mnist"
-        pixels = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
-        labels = np.frombuffer(gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
+        x, labels = _digits.pictures(data / "mnist", part), _digits.classes(data / "mnist", part)
         chosen = np.random.default_rng(config.seed).permutation(len(labels))[:count]
-        x = np.frombuffer(pixels, np.uint8).reshape(-1, 14, 2, 14, 2).mean((2, 4))[chosen].reshape(count, -1) / 255
-        pairs = enumerate(zip(x, labels[chosen], strict=True))
+        pairs = enumerate(zip(x[chosen], labels[chosen], strict=True))
         found.append([Example(f"{part}{n}", {"features": f}, np.asarray(label), 1, 1) for n, (f, label) in pairs])
     return found[0], found[1]
 
@@ -158,7 +122,7 @@ def run(config: Config, data: Path) -> dict[str, Any]:
     found = {}
     for name, (rows, asked), task, sizes in (
         ("ridge", concrete(config, data), Regression(), None),
-        ("logistic", digits(config, data), Digits(), 10),
+        ("logistic", digits(config, data), _digits.Digits(), 10),
     ):
         torch.manual_seed(config.seed)
         width = len(rows[0].inputs["features"])

@@ -22,8 +22,9 @@ from typing import Any
 import _page
 import numpy as np
 import torch
+from _digits import Digits, classes, drawn_by_batch
 from torch import nn
-from trak_models import Digits, digits
+from trak_models import digits
 
 from whence.evaluate.bag import BagSettings, WordTokenizer, accuracy, train_bag
 from whence.evaluate.contenders import Contest
@@ -71,20 +72,16 @@ def pictures(config: Config, folder: Path, seed: int) -> Trial:
     """FashionMNIST; Adam from scratch."""
 
     def rows(part: str, count: int) -> list[Example]:
-        features, labels = digits(folder, part, min(count, available(folder, part)), seed)
+        features, labels = digits(folder, part, min(count, len(classes(folder, part))), seed)
         pairs = enumerate(zip(features.numpy(), labels.numpy(), strict=True))
         return [Example(f"{part}:{n}", {"features": f}, np.asarray(y), 1, 1) for n, (f, y) in pairs]
 
     train, wrong = plant_flips(rows("train", config.rows), config.flipped, classes=10, seed=seed)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(196, config.hidden), nn.Tanh(), nn.Linear(config.hidden, 10))
-    fit(config, Digits(), model, train, seed)
-    return Trial(Digits(), model, train, rows("t10k", config.validation), wrong)
-
-
-def available(folder: Path, part: str) -> int:
-    """Labels in the file."""
-    return len(gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())) - 8
+    task = Digits(drawn_by_batch)
+    fit(config, task, model, train, seed)
+    return Trial(task, model, train, rows("t10k", config.validation), wrong)
 
 
 def fit(config: Config, task: Task, model: nn.Module, rows: list[Example], seed: int) -> None:

@@ -10,7 +10,6 @@ other halves with other seeds. Everything is paired: one bank, one set of questi
 
 from __future__ import annotations
 
-import gzip
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 import _page
 import numpy as np
 import torch
+from _digits import Digits, classes, drawn_by_batch, pictures
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from whence.gradients.source import LiveGradients
 from whence.linalg.damping import relative
 from whence.scores.ensemble import trak_part, trak_scores, with_model
 from whence.scores.score import pairwise, prepare_queries
-from whence.tasks.base import Batch, Example
+from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
 
 
@@ -50,51 +50,11 @@ class Config:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Classes of feature vectors: a third-party task in twenty lines."""
-
-    name: str = "digits"
-
-    def encode(self, row: Any) -> Example:
-        raise NotImplementedError
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        features = torch.from_numpy(np.stack([e.inputs["features"] for e in examples]))
-        labels = torch.from_numpy(np.stack([e.labels for e in examples]))
-        return Batch(tuple(e.id for e in examples), {"features": features}, labels, None, False)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.inputs["features"])
-
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(outputs, batch.labels, reduction="none")
-
-    def measurements(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return self.losses(outputs, batch)
-
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        key = sum(hash_of(id_) for id_ in batch.ids) + seed
-        drawn = torch.distributions.Categorical(logits=outputs.detach())
-        with torch.random.fork_rng():
-            torch.manual_seed(key % (1 << 62))
-            return batch.with_labels(drawn.sample())
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"task": self.name}
-
-
-def hash_of(id_: str) -> int:
-    return int.from_bytes(id_.encode(), "little") % 1_000_003
-
-
 def digits(folder: Path, part: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """``count`` images averaged to 14 x 14 (zero mean), and their classes."""
-    images = np.frombuffer(gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
-    labels = np.frombuffer(gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
+    images, labels = pictures(folder, part), classes(folder, part)
     chosen = np.random.default_rng(seed).choice(len(labels), count, replace=False)
-    small = images.reshape(-1, 14, 2, 14, 2)[chosen].mean((2, 4)).reshape(count, -1) / 255
-    return torch.from_numpy(small - 0.1307).float(), torch.from_numpy(labels[chosen].astype(np.int64))
+    return torch.from_numpy(images[chosen] - 0.1307).float(), torch.from_numpy(labels[chosen].astype(np.int64))
 
 
 def train_many(config: Config, x: Tensor, y: Tensor, halves: Tensor, seed: int) -> list[Tensor]:
@@ -144,7 +104,7 @@ def source(model: nn.Module, x: Tensor, y: Tensor, name: str) -> LiveGradients:
     pairs = enumerate(zip(x.numpy(), y.numpy(), strict=True))
     rows = [Example(f"{name}{n}", {"features": f}, np.asarray(label), 1, 1) for n, (f, label) in pairs]
     return LiveGradients(
-        model, Digits(), rows, plan_batches([1] * len(rows), token_budget=250), find_layers(model, ("*",))
+        model, Digits(drawn_by_batch), rows, plan_batches([1] * len(rows), token_budget=250), find_layers(model, ("*",))
     )
 
 

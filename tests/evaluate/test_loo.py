@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reference.classes import Classes
 from reference.ridge import Ridge
 from whence.curvature.base import Factors, Problem, get_method
 from whence.errors import CurvatureError, DataError, OptionError
@@ -22,7 +23,7 @@ from whence.gradients.source import LiveGradients
 from whence.linalg.damping import absolute
 from whence.scores.score import SelfInfluence, pairwise, prepare_queries
 from whence.store.atomic import plain
-from whence.tasks.base import Batch, Example, Task
+from whence.tasks.base import Example, Task
 from whence.tasks.batches import plan_batches
 from whence.tasks.regression import Regression
 
@@ -101,35 +102,6 @@ def test_exact_influence_correlates_with_leaving_out_of_ridge(ridge) -> None:
     json.dumps(plain(found.to_dict()), allow_nan=False)
 
 
-class Logistic:
-    """Classes of feature vectors."""
-
-    name = "logistic"
-
-    def encode(self, row):
-        raise NotImplementedError
-
-    def collate(self, examples) -> Batch:
-        features = torch.from_numpy(np.stack([e.inputs["features"] for e in examples]))
-        labels = torch.from_numpy(np.array([int(e.labels) for e in examples]))
-        return Batch(tuple(e.id for e in examples), {"features": features}, labels, None, False)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.inputs["features"])
-
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(outputs, batch.labels, reduction="none")
-
-    def measurements(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return self.losses(outputs, batch)
-
-    def sample(self, outputs: Tensor, batch: Batch, seed: int) -> Batch:
-        raise NotImplementedError
-
-    def fingerprint(self):
-        return {"task": self.name}
-
-
 def blobs(rng: np.random.Generator, count: int, name: str) -> list[Example]:
     """Ten classes in twenty dimensions that overlap, as digits do."""
     centres = np.random.default_rng(7).standard_normal((10, 20))
@@ -141,7 +113,7 @@ def blobs(rng: np.random.Generator, count: int, name: str) -> list[Example]:
 def test_exact_influence_correlates_with_leaving_out_of_logistic_regression() -> None:
     rng = np.random.default_rng(1)
     train, queries = blobs(rng, 200, "r"), blobs(rng, 10, "q")
-    trainer = ConvergedTrainer(nn.Linear(20, 10).double(), Logistic(), train, queries, 1e-3)
+    trainer = ConvergedTrainer(nn.Linear(20, 10).double(), Classes(), train, queries, 1e-3)
     model, rows = trainer.minimum(), list(range(0, 200, 8))
     ours = [source(model, given, trainer.task) for given in (train, queries)]
     scores = contenders(["exact@absolute:0.001", "dot"], *ours)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from reference.classes import Classes
 from reference.models import mlp
 from whence.curvature.base import Problem, get_method
 from whence.curvature.fit import fit
@@ -17,21 +17,8 @@ from whence.gradients.source import LiveGradients
 from whence.linalg.damping import relative
 from whence.scores.ensemble import TrakPart, doubts, trak_part, trak_scores, with_model
 from whence.scores.score import pairwise, prepare_queries
-from whence.tasks.base import Batch, Example
+from whence.tasks.base import Example
 from whence.tasks.batches import plan_batches
-from whence.tasks.regression import Regression
-
-
-class Classes(Regression):
-    """Feature vectors with a class (of the test's own: whence reads classes of texts)."""
-
-    def collate(self, examples):
-        features = torch.from_numpy(np.stack([e.inputs["features"] for e in examples]))
-        labels = torch.tensor([int(e.labels) for e in examples])
-        return Batch(tuple(e.id for e in examples), {"features": features}, labels, None, False)
-
-    def losses(self, outputs, batch):
-        return nn.functional.cross_entropy(outputs, batch.labels, reduction="none")
 
 
 def source(model, count, seed):
