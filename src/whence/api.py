@@ -24,6 +24,7 @@ from whence.pipeline import open_rows, open_subject
 from whence.present import frame, page
 from whence.questions import answered, focused, pose, posed_views
 from whence.results import RENDERERS, Scores
+from whence.resuming import Resuming
 from whence.scores.score import SelfInfluence, collect
 from whence.scoring import blocks_of, check_losses, counted, fitted, measured
 from whence.stages import Pretraining, attribute_stages
@@ -168,6 +169,7 @@ class _Ask:
     watch: Watcher
     pretraining: Pretraining | None = None
     study: Mapping[str, Any] | None = None
+    resuming: Resuming | None = None
 
 
 def _resolve(
@@ -273,13 +275,15 @@ def _run(
     if out is None or (ask.options.fsdp and not is_first()):
         return _answered(ask, model, train, query)[0]
     with claimed(out) as folder:
-        scores, record = _answered(ask, model, train, query)
+        kept = Resuming(folder, ask.watch)
+        scores, record = _answered(replace(ask, resuming=kept), model, train, query)
         said = {} if request is None else {"request": request.model_dump(exclude_defaults=True)}
         command = "" if request is None else redacted(command_line(request))
         scores = scores.with_(about={**scores.about, "command": command})
         save_scores(folder, scores, manifest={**said, "argv": redacted_argv(sys.argv), **record})
         _write_report(scores, folder / REPORT)
         add_file(folder, REPORT)
+        kept.forget()
         ask.watch.note("out", f"written   {folder}", folder=str(folder))
     return scores
 
@@ -310,8 +314,10 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
     with _timed(seconds, "queries"):
         check_losses(asked)
         probe = collect(asked.source.sample(PROBES))
-    factors, seconds["fit"] = fitted(ask, trained, probe)
-    del probe
+    kept = ask.resuming
+    keeper = None if kept is None else kept.fit(ask, subject, trained, probe=probe.grads)
+    factors, seconds["fit"] = fitted(ask, trained, probe, keeper)
+    del probe, keeper
     with _timed(seconds, "precondition"):
         problem = Problem(trained.source, ask.options.fisher, ask.options.seed, asked.source)
         operator = ask.method.operator(factors, problem)
@@ -320,7 +326,9 @@ def _attribute(ask: _Ask, model: Any, train: Any, query: Any) -> tuple[Scores, d
         factors = _with_solves(factors, inverse, ask.watch)
     narrow = None if ask.options.candidates is None else narrowed(ask, subject, trained, asked)
     with _timed(seconds, "score"):
-        found = exact_answers(ask, narrow, trained, queries, inverse=inverse)
+        rows = trained if narrow is None else narrow.rows
+        blocks = None if kept is None else kept.scores(ask, subject, rows, queries=queries)
+        found = exact_answers(ask, narrow, trained, queries, inverse=inverse, blocks=blocks)
     with _timed(seconds, "tokens"):
         found |= look_closer(Sides(subject, trained, asked, inverse, queries), found)
     found["query_rows"] = posed_views(subject, asked)

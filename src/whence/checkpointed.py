@@ -23,6 +23,7 @@ from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.questions import answered, focused, pose, posed_views
 from whence.recorded import record_of
 from whence.results import Scores
+from whence.resuming import resuming_of
 from whence.scores.score import collect, combine
 from whence.scoring import check_losses, fitted, measured, normalised, scored, top
 from whence.stages import PROBES, Ask
@@ -153,12 +154,16 @@ def _one(ask: Ask, subject: Subject, trained: Material, asked: Material, *, chec
     rows, questions = (_moved(side, here) for side in (trained, asked))
     check_losses(questions)
     probe = collect(questions.source.sample(PROBES))
-    factors, _ = fitted(whole, rows, probe)
+    kept, step = resuming_of(ask), f"{checkpoint.step}"
+    keeper = None if kept is None else kept.fit(whole, here, rows, probe=probe.grads, name=f"fit-{step}")
+    factors, _ = fitted(whole, rows, probe, keeper)
     problem = Problem(rows.source, options.fisher, options.seed, questions.source)
     operator = ask.method.operator(factors, problem)
     inverse = operator.power(-1, ask.damping)
     queries = pose(here, questions, inverse)
-    return _Part(normalised(whole, scored(whole, rows, queries, inverse), queries), factors, operator)
+    blocks = None if kept is None else kept.scores(whole, here, rows, queries=queries, name=f"score-{step}")
+    found = scored(whole, rows, queries, inverse, blocks=blocks)
+    return _Part(normalised(whole, found, queries), factors, operator)
 
 
 def _moved(side: Material, here: Subject) -> Material:

@@ -21,6 +21,7 @@ from whence.linalg.operators import Operator
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject
 from whence.questions import posed_views
+from whence.scores.keeping import Blocks
 from whence.scores.score import Queries
 from whence.scoring import normalised, scored, top
 from whence.searching import Lookup, require_model, shelf_of
@@ -171,13 +172,19 @@ class _Filters:
 
 
 def exact_answers(
-    ask: Ask, narrow: Narrowed | None, trained: Material, queries: Queries, *, inverse: Operator
+    ask: Ask,
+    narrow: Narrowed | None,
+    trained: Material,
+    queries: Queries,
+    *,
+    inverse: Operator,
+    blocks: Blocks | None = None,
 ) -> dict[str, Any]:
-    """The scores, of all rows or of the candidates; with what the filters lost."""
+    """The scores, of all rows or of the candidates; with what the filters lost. ``blocks``: see ``scored``."""
     if narrow is None:
-        return top(ask, normalised(ask, scored(ask, trained, queries, inverse), queries))
+        return top(ask, normalised(ask, scored(ask, trained, queries, inverse, blocks=blocks), queries))
     whole = _Everything.of(ask)
-    found = normalised(whole, scored(whole, narrow.rows, queries, inverse), queries)
+    found = normalised(whole, scored(whole, narrow.rows, queries, inverse, blocks=blocks), queries)
     record = _judged(narrow, found["values"])
     ask.watch.note("funnel", f"funnel    {record['told']}", **record)
     lost = [stage["told"] for stage in record["stages"]]

@@ -25,6 +25,7 @@ from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions
 from whence.errors import OptionError, ResourceError, StoreError
 from whence.gradients.transforms import TransformedGradients, whitened
+from whence.identity import model_identity, rows_identity
 from whence.linalg.codes.base import Code, Layout
 from whence.linalg.codes.choose import AUTO, choose
 from whence.linalg.damping import Damping, parse_damping
@@ -202,29 +203,10 @@ def _identity(ask: Wish, subject: Subject, trained: Material, kept: Compression)
     options = ask.options.model_dump(exclude=INCIDENTAL | {"normalise"})
     return {
         **model_identity(subject),
-        "data": trained.rows.fingerprint,
-        "data.used": len(trained.examples),
-        "data.batch_plan": trained.source.plan.digest,
+        **rows_identity(trained),
         **{f"options.{name}": value for name, value in options.items() if name not in NO_INDEX},
         **{f"compression.{name}": value for name, value in asdict(kept).items()},
     }
-
-
-def model_identity(subject: Subject) -> dict[str, Any]:
-    """The model, its tokenizer and the task: what a question must have in common with the index."""
-    about = subject.loaded.about
-    found: dict[str, Any] = {"layers": {name: list(size) for name, size in subject.layers.sizes.items()}}
-    for part in ("model", "adapter"):
-        record = about.get(part) or {}
-        files = {name: entry["checksum"] for name, entry in (record.get("files") or {}).items()}
-        found |= {f"{part}.{name}": checksum for name, checksum in files.items() if not name.startswith("tokenizer")}
-    model = about["model"]
-    found |= {f"model.{name}": model.get(name) for name in ("class", "parameters", "dtype", "attention", "digest")}
-    if not model.get("files"):
-        found |= {"model.commit": model.get("commit"), "model.id": model.get("id")}
-    tokenizer = about.get("tokenizer") or {}
-    found |= {f"tokenizer.{name}": tokenizer.get(name) for name in ("class", "checksum", "template_checksum")}
-    return found | {f"task.{name}": value for name, value in subject.task.fingerprint().items()}
 
 
 @dataclass(frozen=True)

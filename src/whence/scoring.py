@@ -15,12 +15,15 @@ import numpy as np
 
 from whence.curvature.base import Factors, Method
 from whence.curvature.fit import FitOptions, fit
+from whence.curvature.keeping import Keeper
 from whence.errors import DataError, OptionError
-from whence.gradients.source import Visitor
 from whence.linalg.operators import Blocks, Operator
 from whence.pipeline import Material
+from whence.scores.keeping import Blocks as KeptBlocks
+from whence.scores.keeping import Pass
+from whence.scores.lengths import Lengths
 from whence.scores.relative import Movement, cosine_scores, relative_scores, theta_relative_scores
-from whence.scores.score import Pairwise, Queries, SelfInfluence, Together
+from whence.scores.score import Pairwise, Queries, SelfInfluence
 from whence.scores.sinks import AllScores, TopK
 from whence.stages import Ask
 from whence.watch import Watcher
@@ -47,7 +50,7 @@ def check_losses(asked: Material) -> None:
             )
 
 
-def fitted(ask: Ask, trained: Material, probe: Queries | None) -> tuple[Factors, float]:
+def fitted(ask: Ask, trained: Material, probe: Queries | None, keeper: Keeper | None = None) -> tuple[Factors, float]:
     """Fit the curvature on as many rows as the options say; factors and seconds."""
     started = time.perf_counter()
     settings = FitOptions(
@@ -56,7 +59,8 @@ def fitted(ask: Ask, trained: Material, probe: Queries | None) -> tuple[Factors,
     )  # fmt: skip
     total = len(trained.examples) * len(ask.method.stages)
     with counted(ask.watch, "fit", total) as count:
-        factors = fit(trained.source.with_progress(count), ask.method, settings, probe=probe and probe.grads)
+        source = trained.source.with_progress(count)
+        factors = fit(source, ask.method, settings, probe=probe and probe.grads, keeper=keeper)
     for stage in factors.about.get("stages", ()):
         look = f", split-half agreement {stage['agreement'][-1]['predicted']:.3f}" if stage["agreement"] else ""
         said = f"fit       {stage['name']}: {stage['rows']:,} of {len(trained.examples):,} rows{look}"
@@ -66,19 +70,29 @@ def fitted(ask: Ask, trained: Material, probe: Queries | None) -> tuple[Factors,
     return factors, time.perf_counter() - started
 
 
-def scored(ask: Ask, trained: Material, queries: Queries, inverse: Operator) -> dict[str, Any]:
-    """One pass over the training rows: every query against every row, and what else was asked for."""
+def scored(
+    ask: Ask, trained: Material, queries: Queries, inverse: Operator, *, blocks: KeptBlocks | None = None
+) -> dict[str, Any]:
+    """One pass over the training rows: every query against every row, and what else was asked for.
+
+    Args:
+        ask: what.
+        trained: rows.
+        queries: preconditioned.
+        inverse: the damped inverse.
+        blocks: keeps what is finished of the pass, and knows what an earlier process had finished.
+    """
     options, ids = ask.options, trained.rows.ids
     sink = _sink(ask, queries, ids)
     scoring = Pairwise(queries, sink, keep_layers=options.per_layer)
-    visitors: dict[str, Any] = {}
+    visitors: dict[str, Lengths] = {}
     if options.self_influence or options.normalise in ("cosine", "relative"):
         visitors["self_influence"] = SelfInfluence(blocks_of(inverse, ask.method))
     if options.normalise == "theta":
         visitors["movement"] = Movement(blocks_of(inverse, ask.method))
-    everyone: list[Visitor] = [scoring, *visitors.values()]
+    whole = Pass(scoring, {name: v.values for name, v in visitors.items()}, [scoring, *visitors.values()])
     with counted(ask.watch, "score", len(trained.examples)) as count:
-        trained.source.with_progress(count).visit(Together(everyone))
+        whole.over(trained.source.with_progress(count), blocks)
     found: dict[str, Any] = {"losses": scoring.losses, "sink": sink, "layers": tuple(queries.grads)}
     return found | {name: np.array([v.values.get(id_, np.nan) for id_ in ids]) for name, v in visitors.items()}
 

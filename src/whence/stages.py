@@ -28,6 +28,8 @@ from whence.loading.places import read_object
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.results import RowView, Scores
+from whence.resuming import resuming_of
+from whence.scores.keeping import Pass
 from whence.scores.score import Pairwise, collect
 from whence.scores.sinks import AllScores, TopK
 from whence.scores.tracks import Way
@@ -71,6 +73,22 @@ class Ask(Protocol):
     def task(self) -> Task | None: ...
     @property
     def watch(self) -> Watcher: ...
+
+
+@dataclass(frozen=True)
+class _With:
+    """As asked, with the damping of a stage."""
+
+    ask: Ask
+    damping: Damping
+
+    @property
+    def method(self) -> Method:
+        return self.ask.method
+
+    @property
+    def options(self) -> TraceOptions:
+        return self.ask.options
 
 
 @dataclass(frozen=True)
@@ -243,7 +261,10 @@ def fit_stage(ask: Ask, name: str, subject: Subject, rows: Material, *, damping:
     options = ask.options
     settings = FitOptions(options.fisher, options.fit_rows, options.seed, damping=damping, keep=options.keep_factors)
     total = max(1, len(rows.examples) * len(ask.method.stages))
-    factors = fit(_counted(ask.watch, rows, f"fit {name}", total), ask.method, settings, probe=probe)
+    kept = resuming_of(ask)
+    keeper = None if kept is None else kept.fit(_With(ask, damping), subject, rows, probe=probe, name=f"fit-{name}")
+    source = _counted(ask.watch, rows, f"fit {name}", total)
+    factors = fit(source, ask.method, settings, probe=probe, keeper=keeper)
     ask.watch.step(f"fit {name}", total, total)
     problem = Problem(rows.source, options.fisher, options.seed)
     return Stage(name, subject, rows, factors, ask.method.operator(factors, problem))
@@ -254,7 +275,10 @@ def score_stage(ask: Ask, stage: Stage, asked: Material, sides: Sides) -> Scores
     queries = replace(sides.queries, grads=sides.inverse.apply(sides.queries.grads))
     sink = AllScores.empty(len(queries.ids), stage.rows.rows.ids)
     scoring = Pairwise(queries, sink)
-    _counted(ask.watch, stage.rows, f"score {stage.name}", len(stage.rows.examples)).visit(scoring)
+    kept, name = resuming_of(ask), f"score-{stage.name}"
+    blocks = None if kept is None else kept.scores(ask, stage.subject, stage.rows, queries=queries, name=name)
+    source = _counted(ask.watch, stage.rows, f"score {stage.name}", len(stage.rows.examples))
+    Pass(scoring, {}, [scoring]).over(source, blocks)
     found = {"losses": scoring.losses, "values": sink.values, "columns": None, "layers": tuple(queries.grads)}
     found |= look_closer(replace(sides, queries=queries), found)
     return assemble(stage.subject, stage.rows, asked, found=found, factors=stage.factors, seconds={})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from whence.curvature.agreement import predicted_agreement
 from whence.curvature.base import Factors, Fisher, LayerTensors, Memo, Method, Stage, Sums
-from whence.curvature.keeping import Keep, mapped
+from whence.curvature.keeping import Keep, Keeper, Reached, mapped
 from whence.errors import CurvatureError
 from whence.gradients.ranks import Ranks, ranks_of
 from whence.gradients.source import Closed, GradientSource
@@ -54,7 +54,12 @@ class FitOptions:
 
 
 def fit(
-    source: GradientSource, method: Method, options: FitOptions | None = None, *, probe: Gradients | None = None
+    source: GradientSource,
+    method: Method,
+    options: FitOptions | None = None,
+    *,
+    probe: Gradients | None = None,
+    keeper: Keeper | None = None,
 ) -> Factors:
     """One pass per stage over the training rows.
 
@@ -63,26 +68,30 @@ def fit(
         method: what to fit; without stages nothing is read.
         options: see ``FitOptions``.
         probe: a few query gradients that the check of ``rows="auto"`` preconditions; without them "auto" means "all".
+        keeper: keeps what is finished, and knows what an earlier process had finished of the very same fit.
 
     Raises:
         CurvatureError: no usable row, or sums that are not finite (names the layer).
     """
     options = options or FitOptions()
-    tensors: LayerTensors = method.begin(source.layers.sizes)
-    stages: list[dict[str, Any]] = []
-    notes = list(method.notes(source.layers.sizes))
-    for number, stage in enumerate(method.stages):
+    before = None if keeper is None else keeper.reached()
+    begun = before or Reached(method.begin(source.layers.sizes), notes=method.notes(source.layers.sizes))
+    tensors, stages, notes = begun.tensors, list(begun.stages), list(begun.notes)
+    tensors = mapped(tensors, options.keep) if before is not None else tensors
+    for number, stage in list(enumerate(method.stages))[len(stages) :]:
         started = time.perf_counter()
         with _decomposing(source, options) as rescues:
             tensors = mapped(stage.prepare(tensors), options.keep)
         # Each stage draws fresh labels: the corrected eigenvalues must not reuse the noise the basis was fitted to.
         run = _Run(source, stage, tensors, replace(options, seed=options.seed + number), probe)
-        sums, trail = run.sums()
+        sums, trail = run.sums(keeper, number)
         check_sums(sums, stage)
         tensors = mapped(stage.finish(sums, tensors), options.keep)
         seconds = round(time.perf_counter() - started, 3)
         stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
         notes += rescues
+        if keeper is not None:
+            keeper.keep(Reached(tensors, stages, notes), seconds)
     return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages, "notes": notes})
 
 
@@ -102,6 +111,7 @@ class Accumulate:
     tensors: LayerTensors
     sums: Sums
     memo: Memo = field(default_factory=Memo)
+    closed: Callable[[Sums], None] | None = None  # told the sums after every batch
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         positions = int(getattr(grads, "count", len(grads)))
@@ -110,6 +120,8 @@ class Accumulate:
     def close(self, closed: Closed) -> None:
         self.memo.forget()
         self.sums.examples += int(closed.finite.sum())
+        if self.closed is not None:
+            self.closed(self.sums)
 
     def share(self, ranks: Ranks) -> None:
         """Add what other ranks saw."""
@@ -126,10 +138,15 @@ class _Run:
     options: FitOptions
     probe: Gradients | None
 
-    def sums(self) -> tuple[Sums, list[dict[str, float]]]:
-        """The sums over as many rows as asked for or needed, and what each look at the halves said."""
+    def sums(self, keeper: Keeper | None = None, number: int = 0) -> tuple[Sums, list[dict[str, float]]]:
+        """The sums over as many rows as asked for or needed, and what each look at the halves said.
+
+        Args:
+            keeper: keeps the sums of a stage whose rows are known beforehand, batch by batch.
+            number: of the stage.
+        """
         if self.options.rows != "auto" or self.probe is None:
-            return self._accumulated(self._empty(), wanted_batches(self.source, self.options)), []
+            return self._all(keeper, number), []
         order = self.source.shuffled(self.options.seed)
         halves, trail, done = (self._empty(), self._empty()), [], 0
         for stop in looks(len(order)):
@@ -147,10 +164,20 @@ class _Run:
     def _empty(self) -> Sums:
         return Sums(place=None if self.options.keep == "model" else "cpu")
 
-    def _accumulated(self, sums: Sums, batches: Sequence[int]) -> Sums:
+    def _all(self, keeper: Keeper | None, number: int) -> Sums:
+        wanted = wanted_batches(self.source, self.options)
+        if keeper is None:
+            return self._accumulated(self._empty(), wanted)
+        sums, done = keeper.sums(number) or (self._empty(), 0)
+        count = iter(range(done + 1, len(wanted) + 1))
+        return self._accumulated(sums, wanted[done:], lambda s: keeper.keep_sums(number, s, next(count)))
+
+    def _accumulated(self, sums: Sums, batches: Sequence[int], closed: Callable[[Sums], None] | None = None) -> Sums:
         labels = "sampled" if self.options.fisher == "sampled" else "true"
         # What ranks share are the sums of this visit alone; those of earlier visits every rank has already.
-        visitor = Accumulate(self.stage, self.tensors, sums if ranks_of(self.source) is None else self._empty())
+        visitor = Accumulate(
+            self.stage, self.tensors, sums if ranks_of(self.source) is None else self._empty(), closed=closed
+        )
         self.source.visit(visitor, labels=labels, seed=self.options.seed, batches=batches)
         if visitor.sums is not sums:
             sums.take(visitor.sums)

@@ -15,8 +15,21 @@ from whence.gradients.ranks import Ranks
 class Sink(Protocol):
     """Takes blocks of scores as batches close."""
 
+    @property
+    def columns(self) -> Mapping[str, int]:
+        """Id -> column."""
+        ...
+
     def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
         """Scores of Q queries against the B examples with these ids; NaN for examples that could not be scored."""
+        ...
+
+    def kept(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """What ``take`` needs to have these rows, the last that were put, and all before them."""
+        ...
+
+    def take(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Be as the sink was that said ``arrays`` of these rows; called for all its blocks in their order."""
         ...
 
     def share(self, ranks: Ranks, ids: Sequence[str]) -> None:
@@ -51,6 +64,19 @@ class AllScores:
         if self.per_layer is not None and layers_LQB is not None:
             self.per_layer[:, where] = layers_LQB.transpose(1, 2, 0)
 
+    def kept(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The columns of these rows."""
+        where = [self.columns[id_] for id_ in ids]
+        layered = {} if self.per_layer is None else {"per_layer": self.per_layer[:, where]}
+        return {"values": self.values[:, where], **layered}
+
+    def take(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Put the columns back."""
+        where = [self.columns[id_] for id_ in ids]
+        self.values[:, where] = arrays["values"]
+        if self.per_layer is not None:
+            self.per_layer[:, where] = arrays["per_layer"]
+
     def share(self, ranks: Ranks, ids: Sequence[str]) -> None:
         """Columns of other ranks, which have put other rows."""
         mine = [self.columns[id_] for id_ in ids]
@@ -82,6 +108,16 @@ class TopK:
             if len(self._best) <= side:
                 self._best.append(self._empty())
             self._best[side] = self._merge(self._best[side], _strongest(signed, where, self.k))
+
+    def kept(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The strongest of all rows so far."""
+        named = zip(("proponents", "opponents"), self._best, strict=False)
+        return {f"{side} {part}": both[n] for side, both in named for n, part in enumerate(("values", "columns"))}
+
+    def take(self, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        """The last of several counts."""
+        sides = [side for side in ("proponents", "opponents") if f"{side} values" in arrays]
+        self._best = [(arrays[f"{side} values"], arrays[f"{side} columns"]) for side in sides]
 
     def _empty(self) -> tuple[np.ndarray, np.ndarray]:
         return np.full((self.queries, 0), -np.inf), np.zeros((self.queries, 0), dtype=np.int64)
