@@ -41,6 +41,7 @@ FLOORS = {
         "selecting",
         "less",
         "weighing",
+        "rounds",
         "pulling",
         "cleaning",
         "judging",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 
 from cli.conftest import Place, Said
@@ -39,6 +40,25 @@ def test_what_is_missing_is_named(whence: Call, place: Place) -> None:
     (place.data.parent / "mine").mkdir()
     (place.data.parent / "mine" / "thesis.tex").write_text("x")
     assert whence("clean", "--data", place.data, "-o", "mine").code == 4
+
+
+def test_mixture_in_rounds(whence: Call, place: Place) -> None:
+    query = write_rows(place.data.parent / "dev.jsonl", [{"prompt": "the cat sat on", "completion": " the mat ."}])
+    more = write_rows(place.data.parent / "more.jsonl", [{"text": "the dog ran"}, {"text": "a bird sat"}])
+    given = ["--model", place.model, "--data", f"a={place.data}", "--data", f"b={more}", "--query", query]
+    script = place.data.parent / "train.py"
+    script.write_text("import shutil, sys\nshutil.copytree(sys.argv[1], sys.argv[3], dirs_exist_ok=True)\n")
+    command = f"{sys.executable} {script} {place.model} {{rows}} {{out}}"
+    said = whence("mixture", *given, "--train-command", command, "-o", "mix")
+    assert said.code == 0, said.err
+    assert "2 rounds over 2 sources" in said.out and "judge the last model in mix/" in said.err
+    assert (place.data.parent / "mix" / "model-2").is_dir()
+    again = whence("mixture", *given, "--train-command", command, "-o", "mix")
+    assert again.code == 0 and "influence at" not in again.err
+    assert "--rounds without --train-command" in whence("mixture", *given, "--rounds", "3").err
+    assert "--train-command without -o" in whence("mixture", *given, "--train-command", command).err
+    said = whence("mixture", *given, "--train-command", "train {rows}", "-o", "other")
+    assert said.code == 2 and "has no {out}" in said.err
 
 
 def test_clean(whence: Call, place: Place) -> None:

@@ -21,6 +21,8 @@ SOURCES = "Rows by source: books=a.jsonl; named at least twice."
 REFERENCE = "Questions that stand for what the model should be good at."
 STRENGTH = "The source with the largest effect moves by this share."
 AFTER = "Folder of the round before: its weights are taken on (give the model trained on its rows)."
+TRAIN = "Train after each round: your command, words with {rows} and {out}, perhaps {seed}, {round}, {model}."
+ROUNDS = "Rounds of influence, weights, sample and training."
 RUN = "Folder of a finished `whence trace` with all scores; else give model, data and query."
 
 
@@ -34,8 +36,10 @@ def mixture(
     strength: Annotated[float, typer.Option(help=STRENGTH)] = 0.15,
     size: Annotated[int | None, typer.Option(help="Rows of the mixture.", show_default=False)] = None,
     after: Annotated[str | None, typer.Option(help=AFTER, show_default=False)] = None,
-    method: Annotated[str, typer.Option(help=describe("method"))] = "ekfac",
-    damping: Annotated[str, typer.Option(help=describe("damping"))] = "relative:0.1",
+    train_command: Annotated[str | None, typer.Option(help=TRAIN, show_default=False)] = None,
+    rounds: Annotated[int | None, typer.Option(help=ROUNDS, min=1, show_default="2 with --train-command")] = None,
+    method: Annotated[str, typer.Option(help=describe("method"), hidden=True)] = "ekfac",
+    damping: Annotated[str, typer.Option(help=describe("damping"), hidden=True)] = "relative:0.1",
     column: Annotated[list[str] | None, typer.Option(help=describe("columns"), show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of the sample and of sampled labels.")] = 0,
     out: Annotated[
@@ -49,11 +53,17 @@ def mixture(
 
     whence mixture --model ./trained-on-mix1 --data books=a.jsonl --data code=b.jsonl --query dev.jsonl --after mix1/
 
-    One round moves every weight a little; train on the result and go on from there.
+    One round moves every weight a little; train on the result and go on from there, or give --train-command.
     """
-    claim(out)
+    if train_command is None and rounds is not None:
+        raise OptionError("--rounds without --train-command", wanted="a training between rounds, or one round")
+    if train_command is None:
+        claim(out)
     weighing = importlib.import_module("whence.weighing")
     how = weighing.Mixing(strength, size, seed, after)
+    if train_command is not None and (run is not None or out is None):
+        got = "--train-command " + ("without -o" if out is None else "and --run")
+        raise OptionError(got, wanted="--model, --data, --query, and a folder that keeps every round")
     if run is not None:
         if model or query:
             raise OptionError("--run and --model or --query", wanted="a finished run, or the parts of a new one")
@@ -61,6 +71,11 @@ def mixture(
     _check_named(model=model, data=data, query=query)
     columns = dict(pair(text) for text in column or [])
     options = options_of(config, method=method, damping=damping, columns=columns, seed=seed)
+    if train_command is not None:
+        module = importlib.import_module("whence.rounds")
+        many = module.Rounds(out, rounds or 2, train_command, mixing=how)
+        found = module.mixture_rounds(model, train=data, query=query, rounds=many, watch=voice, options=options)
+        return ended(voice, found, out, then="judge the last model in {out}/ on questions that were not used here")
     found = weighing.mixture_for(model, train=data, query=query, how=how, watch=voice, options=options)
     return ended(voice, found, out, then="train on {out}/mixed.*, then again with --after {out}")
 

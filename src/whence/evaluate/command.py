@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import tempfile
@@ -16,7 +17,6 @@ import numpy as np
 from whence.errors import DataError, OptionError
 from whence.store import atomic
 
-PLACES = ("{rows}", "{ids}", "{seed}", "{out}")
 LOSSES = "losses.json"
 LAST = 2000  # characters of the command's output shown when it fails
 
@@ -78,21 +78,9 @@ class CommandTrainer:
             atomic.write_jsonl(place / "rows.jsonl", [{**fields, "id": id_} for id_, fields in chosen])
             atomic.write_text(place / "ids.txt", "".join(f"{id_}\n" for id_, _ in chosen))
             (place / "out").mkdir()
-            values = (place / "rows.jsonl", place / "ids.txt", seed, place / "out")
-            self._run([_filled(word, values) for word in shlex.split(self.command)])
+            values = {"rows": place / "rows.jsonl", "ids": place / "ids.txt", "seed": seed, "out": place / "out"}
+            run_words(filled(self.command, values))
             return self._read(place / "out")
-
-    def _run(self, words: Sequence[str]) -> None:
-        try:
-            # The user's own command, on purpose; as words, so that no row or seed is ever read by a shell.
-            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
-        except OSError as error:
-            raise OptionError(f"cannot run {words[0]!r}: {error.strerror}", wanted="a command that exists") from error
-        if done.returncode:
-            said = (done.stderr or done.stdout)[-LAST:].strip()
-            raise OptionError(
-                f"{words[0]} ended with code {done.returncode}: {said}", wanted="a training that ends well"
-            )
 
     def _read(self, out: Path) -> np.ndarray:
         written = out / LOSSES
@@ -113,7 +101,32 @@ class CommandTrainer:
         return np.array([float(found[id_]) for id_ in self.query_ids])
 
 
-def _filled(word: str, values: Sequence[object]) -> str:
-    for place, value in zip(PLACES, values, strict=True):
-        word = word.replace(place, str(value))
-    return word
+def filled(command: str, places: Mapping[str, object]) -> list[str]:
+    """The words of a command, quoted as for a shell, with each ``{name}`` of a place replaced by its value.
+
+    Raises:
+        OptionError: quotes that do not end.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise OptionError(f"command {command!r}: {error}", wanted="words, quoted as for a shell") from error
+    # in one go, so that a value that looks like a place is not filled in itself
+    names = re.compile("|".join(re.escape(f"{{{name}}}") for name in places))
+    return [names.sub(lambda found: str(places[found[0][1:-1]]), word) for word in words]
+
+
+def run_words(words: Sequence[str]) -> None:
+    """Run a command and wait for it.
+
+    Raises:
+        OptionError: it cannot run, or fails; with the end of what it said.
+    """
+    try:
+        # The user's own command, on purpose; as words, so that no row or seed is ever read by a shell.
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
+    except OSError as error:
+        raise OptionError(f"cannot run {words[0]!r}: {error.strerror}", wanted="a command that exists") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout)[-LAST:].strip()
+        raise OptionError(f"{words[0]} ended with code {done.returncode}: {said}", wanted="a training that ends well")

@@ -42,7 +42,8 @@ except ImportError:  # Windows
 
 FORMAT = 1
 MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
-KINDS = {"run": MANIFEST, "index": "index-plan.json"}  # what a folder may hold, and the file that says so
+# what a folder may hold, and the file that says so
+KINDS = {"run": MANIFEST, "index": "index-plan.json", "rounds": "rounds.json"}
 QUARANTINE, QUARANTINE_FILE = "quarantine", "quarantine.jsonl"
 
 
