@@ -7,6 +7,7 @@ no torch here, so what needs the libraries (damping strings, layer patterns, met
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,8 @@ class TraceOptions(BaseModel):
     )
     layers: tuple[str, ...] = Field(
         default=(),
-        description="Layer patterns like `*.mlp.*`; `!pattern` excludes. Default: every linear map of the blocks.",
+        description="Layer patterns like `*.mlp.*`, several with commas; `!pattern` excludes. Default: every linear "
+        "map of the blocks.",
     )
     fit_rows: Literal["auto", "all"] | int = Field(
         default="auto",
@@ -174,8 +176,11 @@ class TraceOptions(BaseModel):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _one_pattern(cls, value: Any) -> Any:
-        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+    def _several_patterns(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, (list, tuple)):
+            return value
+        return tuple(p for part in given for p in (_patterns(part) if isinstance(part, str) else [part]))
 
     @field_validator("offload", mode="before")
     @classmethod
@@ -286,6 +291,11 @@ class PlanOptions(BaseModel):
         ge=0,
         description="About how many seconds of the real work may be tried out (0: the model is not run).",
     )
+
+
+def _patterns(text: str) -> list[str]:
+    """Layer patterns from a list with commas; a comma in brackets is one of a pattern's characters (``*.[1,2].*``)."""
+    return [found.strip() for found in re.findall(r"(?:\[!?\]?[^\]]*\]|[^,])+", text) if found.strip()]
 
 
 def plan_options(**given: Any) -> PlanOptions:

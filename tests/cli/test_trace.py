@@ -162,6 +162,28 @@ def test_top_k_is_the_top_of_all(place: Place, whence: Call) -> None:
     assert top.lexical.shape == top.values.shape
 
 
+def test_several_layer_patterns_with_commas(place: Place, whence: Call) -> None:
+    """In one flag, in one line of YAML, and as two flags they are the same request; brackets keep their commas."""
+    Path("one.yaml").write_text("layers: '*.mlp.*, !*down*'\n")
+    Path("many.yaml").write_text("layers: ['*.mlp.*,!*down*']\n")
+    ways = {
+        "flag": ["--layers", "*.mlp.*,!*down*"],
+        "flags": ["--layers", "*.mlp.*", "--layers", "!*down*"],
+        "one": ["-c", "one.yaml"],
+        "many": ["-c", "many.yaml"],
+        "brackets": ["--layers", "*.[0,1].mlp.up_proj,*.[!2,].mlp.gate_proj"],
+    }
+    found = {}
+    for name, words in ways.items():
+        said = whence(*place.trace, *words, "--method", "identity", "-o", name)
+        assert said.code == 0, said.err
+        found[name] = set(library.load(name).about["layers"])
+    assert found["flag"] == found["flags"] == found["one"] == found["many"] == found["brackets"]
+    assert found["flag"] and all("up_proj" in layer or "gate_proj" in layer for layer in found["flag"])
+    wrong = whence(*place.trace, "--layers", "*.mlp.*,nonsense", "-o", "wrong")
+    assert wrong.code != 0 and "'nonsense' matches nothing" in wrong.err
+
+
 def test_yaml_and_flags(place: Place, whence: Call) -> None:
     Path("run.yaml").write_text(
         f"model: {place.model}\ndata: train.jsonl\nprompt: the cat\nresponse: ' sat'\nmethod: kfac\nfit-rows: 6\n"
