@@ -55,6 +55,8 @@ def test_values_take_the_types_of_the_signature(third_party):
         ("steps=2.5", "a whole number"),
         ("side=up", "left or right"),
         ("exact=perhaps", "true or false"),
+        ("rate=nan", "(?s)rate=nan.*a finite number.*try:.*rate=none"),
+        ("rate=-inf", "a finite number"),
         ("steps", "no setting"),
         ("steps=", "no setting"),
     ],
@@ -85,7 +87,9 @@ def test_spec_is_split_and_joined():
 @pytest.mark.parametrize(
     "spec",
     ["ekfac_cg:share=5", "ekfac_cg:share=-1", "ekfac_cg:rows=0", "ekfac_cg:steps=0", "ekfac_cg:tolerance=nan",
-     "lissa:depth=0", "lissa:repeats=0", "lissa:scale=0"],
+     "lissa:depth=0", "lissa:repeats=0", "lissa:scale=0", "lissa:scale=inf", "cg:tolerance=nan", "cg:tolerance=inf",
+     "cg:tolerance=0", "cg:steps=0", "cg:rows=0", "arnoldi:steps=0", "arnoldi:keep=-1", "nystrom:rank=0",
+     "nystrom:rows=0", "trackstar:share=-inf"],
 )  # fmt: skip
 def test_impossible_settings_are_refused_before_any_pass(spec):
     with pytest.raises(OptionError, match=spec.partition(":")[2].partition("=")[0] + "="):

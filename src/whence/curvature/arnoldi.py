@@ -6,6 +6,7 @@ from typing import Literal
 
 from whence.curvature.base import Factors, Method, Problem
 from whence.curvature.implicit import TRACE, Answer, Implicit, Shift, Solver, example_tensor, means_of, products_of
+from whence.curvature.settings import check_counts
 from whence.gradients.products import Curvature
 from whence.linalg.damping import Damping
 from whence.linalg.iterative import lanczos
@@ -29,6 +30,7 @@ def method(
         outside: what happens to all other directions: ``damped`` (the complement term) or ``dropped`` and the kept
             ones undamped (as published).
     """
+    check_counts(steps=(steps, "200"), keep=(keep, "50"), rows=(rows, "none"))
 
     def operator(factors: Factors, problem: Problem) -> Implicit:
         products = products_of(problem, curvature, rows)

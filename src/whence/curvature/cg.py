@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whence.curvature.base import Factors, Method, Problem
 from whence.curvature.implicit import TRACE, Answer, Implicit, Shift, Solver, means_of, products_of
+from whence.curvature.settings import check_counts, check_tolerance
 from whence.gradients.products import Curvature
 from whence.linalg.damping import Damping
 from whence.linalg.iterative import conjugate_gradient
@@ -20,6 +21,8 @@ def method(
         tolerance: relative residual to reach.
         rows: size of the fixed set of rows; None = all.
     """
+    check_counts(steps=(steps, "100"), rows=(rows, "none"))
+    check_tolerance(tolerance, usual=1e-4)
 
     def operator(factors: Factors, problem: Problem) -> Implicit:
         products = products_of(problem, curvature, rows)

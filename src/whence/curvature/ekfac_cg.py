@@ -27,6 +27,7 @@ from whence.curvature.implicit import (
     on_flat,
     products_of,
 )
+from whence.curvature.settings import check_counts, check_tolerance
 from whence.curvature.shrinkage import Mixture, Share, choose_share
 from whence.curvature.together import Together, search_space
 from whence.errors import OptionError
@@ -57,10 +58,8 @@ class Settings:
             raise OptionError(
                 f"share={self.share}", wanted="none, or a number from 0 (EK-FAC alone) to 1", try_="share=none"
             )
-        if self.steps < 1 or (self.rows is not None and self.rows < 1):
-            raise OptionError(f"steps={self.steps}, rows={self.rows}", wanted="at least 1 of each", try_="steps=20")
-        if not self.tolerance > 0:
-            raise OptionError(f"tolerance={self.tolerance}", wanted="a number above 0", try_="tolerance=1e-3")
+        check_counts(steps=(self.steps, "20"), rows=(self.rows, "none"))
+        check_tolerance(self.tolerance, usual=1e-3)
 
 
 def method(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from whence.curvature.base import Factors, Method, Problem
 from whence.curvature.implicit import TRACE, Answer, Implicit, Shift, Solver, means_of, products_of
+from whence.curvature.settings import check_counts
 from whence.errors import OptionError
 from whence.gradients.products import Curvature
 from whence.linalg.damping import Damping
@@ -33,8 +34,7 @@ def method(
         scale: s; None = measured by power iteration on several batches.
         full_batch: use every row at every step (the deterministic Neumann series).
     """
-    if depth < 1 or repeats < 1:
-        raise OptionError(f"depth={depth}, repeats={repeats}", wanted="at least 1 of each", try_="depth=500")
+    check_counts(depth=(depth, "500"), repeats=(repeats, "1"))
     if scale is not None and not scale > 0:
         raise OptionError(f"scale={scale}", wanted="none (it is measured), or a number above 0", try_="scale=none")
 

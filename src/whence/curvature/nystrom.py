@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whence.curvature.base import Factors, Method, Problem
 from whence.curvature.implicit import TRACE, Answer, Implicit, Shift, Solver, example_tensor, means_of, products_of
+from whence.curvature.settings import check_counts
 from whence.linalg.damping import Damping
 from whence.linalg.iterative import nystrom
 
@@ -15,6 +16,7 @@ def method(*, rank: int = 100, rows: int | None = None) -> Method:
         rank: directions kept; at most the number of attributed parameters.
         rows: size of the fixed set of rows; None = all.
     """
+    check_counts(rank=(rank, "100"), rows=(rows, "none"))
 
     def operator(factors: Factors, problem: Problem) -> Implicit:
         products = products_of(problem, rows=rows)

@@ -7,6 +7,7 @@ from its signature, so that a method declares each of them once. Tasks are set t
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def read_settings(
     """Settings as the method (or task: ``what``) wants them.
 
     Raises:
-        OptionError: a setting that this method does not have (near matches first), or a value of another type.
+        OptionError: a setting that this method does not have (near matches first), a value of another type, or a number
+            that is not finite.
     """
     known = settings_of(factory)
     values = {}
@@ -89,7 +91,36 @@ def read_settings(
             values[key] = _value(known[key].kind, text)
         except ValueError as error:
             raise OptionError(f"{what} {name}: {key}={text}", wanted=known[key].words) from error
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            default = join_spec(name, {key: f"{known[key].default}".lower()})
+            raise OptionError(
+                f"{what} {name}: {key}={text}", wanted=f"a finite number: {known[key].words}", try_=default
+            )
     return values
+
+
+def check_counts(**given: tuple[int | None, str]) -> None:
+    """Refuse counts of which there must be at least one; None = as many as there are.
+
+    Args:
+        given: name -> the count, and what is usual.
+
+    Raises:
+        OptionError: a count below 1.
+    """
+    for name, (count, usual) in given.items():
+        if count is not None and count < 1:
+            raise OptionError(f"{name}={count}", wanted="a whole number of at least 1", try_=f"{name}={usual}")
+
+
+def check_tolerance(tolerance: float, *, usual: float) -> None:
+    """Refuse a residual that no solve can reach.
+
+    Raises:
+        OptionError: not above 0.
+    """
+    if not tolerance > 0:
+        raise OptionError(f"tolerance={tolerance}", wanted="a number above 0", try_=f"tolerance={usual:g}")
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
