@@ -12,6 +12,7 @@ import whence
 from folders import animal_rows, model_folder, tiny_llama, word_tokenizer, write_rows
 from whence.cli.main import run
 from whence.errors import DataError, OptionError, ResourceError
+from whence.plan.alternatives import alternatives
 from whence.planning import estimate
 
 QUESTION = [{"prompt": "the cat sat", "completion": " on the mat ."}, {"prompt": "the dog", "completion": " ran ."}]
@@ -105,7 +106,40 @@ def test_bad_rows_are_named_and_do_not_stop_the_plan(tmp_path: Path) -> None:
 def test_not_enough_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("whence.planning.estimating.free_disk", lambda folder: (str(folder), 10))
     found = estimate(live(), train=animal_rows(20), out=tmp_path)
-    assert "10 free" in found["problems"][0]
+    assert "10 free" in found["problems"][0] and "no --budget makes it fit" in found["problems"][0]
+    assert found["disk"]["enough"] is False and found["disk"]["budget"] is None
+
+
+def test_the_budget_that_fits_does_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its bytes on disk are below those that were free, and another tenth more would not have been."""
+    given: dict[str, Any] = {"train": MANY, "fit_rows": 100}
+    whole = estimate(live(), plan={"budget": 1.0, **SHORT}, out=tmp_path / "a", **given)
+    shards = whole["disk"]["files"]["shards"]
+    free = whole["disk"]["bytes"] - shards // 2
+    monkeypatch.setattr("whence.planning.estimating.free_disk", lambda folder: (str(folder), free))
+    found = estimate(live(), plan={"budget": 1.0, **SHORT}, out=tmp_path / "b", **given)
+    budget = found["disk"]["budget"]
+    assert f"--budget {budget:g} would fit" in found["problems"][0]
+    whence.build_index(live(), out=tmp_path / "i", compression={"budget": budget}, **given)
+    assert 0.7 * free < on_disk(tmp_path / "i") <= free
+
+
+def test_room_is_said(tmp_path: Path) -> None:
+    found = estimate(live(), train=animal_rows(20), plan=SHORT, out=tmp_path)
+    assert found["disk"]["enough"] is True and "of what is free" in found["disk"]["verdict"]
+
+
+def test_a_trace_without_room_names_what_would_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = animal_rows(1500)
+    given: dict[str, Any] = {"train": rows, "query": [dict(q, id=f"{n}{m}") for n in range(20) for m, q in
+                             enumerate(QUESTION)], "plan": SHORT, "tokens": 0, "fit_rows": 50}  # fmt: skip
+    whole = estimate(live(), out=tmp_path / "a", **given)
+    strongest = next(a for a in whole["alternatives"] if a["flags"] == "--top-k 100")
+    free = whole["disk"]["bytes"] - strongest["saves"]["disk_bytes"] // 2
+    monkeypatch.setattr("whence.planning.estimating.free_disk", lambda folder: (str(folder), free))
+    found = estimate(live(), out=tmp_path / "b", **given)
+    assert found["disk"]["enough"] is False and found["disk"]["verdict"] in found["problems"]
+    assert "--top-k 100 would fit" in found["disk"]["verdict"]
 
 
 def test_an_index_without_room_stops_before_its_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,6 +162,36 @@ def test_cheaper_ways_say_what_they_save() -> None:
     flags = {other["flags"]: other for other in found["alternatives"]}
     assert flags["--fit-rows 256"]["saves"]["seconds"] > 0
     assert all(other["price"] and max(other["saves"].values()) > 0 for other in found["alternatives"])
+    fit = sum(stage["seconds"] for stage in found["stages"] if stage["name"].startswith("fit"))
+    plain = flags["--method identity"]
+    assert fit <= plain["saves"]["seconds"] + 0.2 and plain["saves"]["memory_bytes"] >= found["factor_bytes"] > 0
+    for other in found["alternatives"]:
+        left = found["seconds"] - other["saves"]["seconds"]
+        assert other["costs"]["seconds"] == pytest.approx(max(0.0, left), abs=0.11)
+        assert other["costs"]["peak_bytes"] <= found["peak_bytes"]
+
+
+def test_rules_of_cheaper_ways() -> None:
+    """On a plan written down by hand: each rule's number is what its sentence says."""
+    step = {"rows": 10_000, "seconds": 100.0}
+    plan: dict[str, Any] = {
+        "job": "trace", "questions": 1, "rows": {"rows": 10_000, "used": 10_000}, "seconds": 300.0,
+        "stages": [{"name": name, **step} for name in ("fit: covariance", "fit: eigenvalues", "score")],
+        "disk": {"bytes": 0, "files": {}}, "peak_bytes": 1000, "factor_bytes": 500, "batch_bytes": 0,
+        "model_bytes": 400,
+    }  # fmt: skip
+    settings = {"method": "ekfac", "top_k": 5, "candidates": None, "batch_tokens": 4096, "budget": 10.0,
+                "device": "cpu", "layers": {"a": (8, 8)}, "dtype": "torch.float32"}  # fmt: skip
+    found = {other["flags"]: other for other in alternatives(plan, settings)}
+    assert found["--candidates bm25:5%"]["saves"]["seconds"] == pytest.approx(100 * (1 - 0.05 - 0.05))
+    assert found["--method identity"]["costs"] == {"seconds": 100.0, "disk_bytes": 0, "peak_bytes": 500}
+    assert found["--method kfac"]["costs"]["seconds"] == 200.0
+    assert found["--dtype bfloat16"]["saves"] == {"seconds": 0.0, "disk_bytes": 0, "memory_bytes": 200}
+    assert "--method projected" in found and found["--fit-rows 256"]["saves"]["seconds"] == pytest.approx(
+        194.9, abs=0.1
+    )
+    narrowed = alternatives(plan, {**settings, "candidates": "bm25:5%", "method": "identity"})
+    assert not {"--candidates bm25:5%", "--method identity"} & {other["flags"] for other in narrowed}
 
 
 def test_mistakes_are_typed() -> None:

@@ -90,22 +90,26 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
     if found["seconds"] is not None and disk["files"]:
         most = sorted(disk["files"].items(), key=lambda item: -item[1])[:3]
         said = ", ".join(f"{name} {size(count)}" for name, count in most)
-        lines.append(f"disk      {size(disk['bytes'])} ({said}), {size(disk['free_bytes'])} free at {disk['folder']}")
+        fits = "" if disk.get("enough", True) else ": not enough"
+        free = f"{size(disk['free_bytes'])} free at {disk['folder']}{fits}"
+        lines.append(f"disk      {size(disk['bytes'])} ({said}), {free}")
     bad = found["quarantine"]
     if bad["rows"]:
         reasons = ", ".join(f"{code} ({count})" for code, count in bad["reasons"].items())
         lines.append(f"left out  {bad['rows']:,} rows: {reasons}")
         lines += [f"          {entry['location']}: {entry['message']}" for entry in bad["first"][:SHOWN]]
     lines += [f"note      {note}" for note in found["notes"]]
-    for other in found["alternatives"]:
-        saves = other["saves"]
-        parts = [f"{duration(saves['seconds'])}" if saves["seconds"] >= 0.1 else ""]
-        parts += [
-            f"{size(saves[kind])} of {kind.split('_')[0]}" if saves[kind] else ""
-            for kind in ("memory_bytes", "disk_bytes")
-        ]
-        lines.append(f"cheaper   {other['flags']}: saves about {', '.join(p for p in parts if p)}; {other['price']}")
-    return lines
+    return [*lines, *map(_cheaper, found["alternatives"])]
+
+
+def _cheaper(other: Mapping[str, Any]) -> str:
+    """One way, with what it saves and what is left to pay."""
+    saves, costs = other["saves"], other["costs"]
+    parts = [f"{duration(saves['seconds'])} (leaves {duration(costs['seconds'])})" if saves["seconds"] >= 0.1 else ""]
+    for kind, left in (("memory", "peak_bytes"), ("disk", "disk_bytes")):
+        if saved := saves[f"{kind}_bytes"]:
+            parts.append(f"{size(saved)} of {kind} (leaves {size(costs[left])})")
+    return f"cheaper   {other['flags']}: saves about {', '.join(p for p in parts if p)}; {other['price']}"
 
 
 def _say_problems(voice: Voice, found: Mapping[str, Any]) -> None:

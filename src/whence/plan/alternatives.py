@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 FEWER_ROWS = 256
-SHORTER = 0.75  # of the longest row
 WORTH = 0.05  # share of the whole below which a saving is not mentioned
+PASSING, AUDITED = 0.05, 200  # of a funnel: rows let through, and those scored to see what it lost, at least
+PROJECTED = 16  # numbers per side of a layer, as the method projected has by itself
 FIT, WRITE = "fit: ", "write"
 
 
@@ -28,23 +29,31 @@ class Alternative:
     disk_bytes: int = 0
     memory_bytes: int = 0
 
-    def plain(self) -> dict[str, Any]:
-        """As data."""
+    def plain(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """As data: what it saves, and what the whole then costs."""
         saved = {"seconds": round(self.seconds, 1), "disk_bytes": self.disk_bytes, "memory_bytes": self.memory_bytes}
-        return {"flags": self.flags, "price": self.price, "saves": saved}
+        whole = plan["seconds"] or 0.0, plan["disk"]["bytes"], plan["peak_bytes"] or 0
+        left = {
+            "seconds": round(max(0.0, whole[0] - self.seconds), 1),
+            "disk_bytes": max(0, whole[1] - self.disk_bytes),
+            "peak_bytes": max(0, whole[2] - self.memory_bytes),
+        }
+        return {"flags": self.flags, "price": self.price, "saves": saved, "costs": left}
 
 
 def alternatives(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Changes worth at least a twentieth of the whole's time, disk or memory, the largest saving of time first.
 
+    Each with what the whole would then cost; estimates, for nothing of it was run.
+
     Args:
         plan: the plan as data.
-        settings: method, fit_rows, tokens, top_k, batch_tokens, budget, layers (name -> (O, I)), dtype.
+        settings: method, top_k, candidates, batch_tokens, budget, layers (name -> (O, I)), dtype, device.
     """
     found = [a for rule in RULES for a in rule(plan, settings)]
     whole = plan["seconds"] or float("inf"), plan["disk"]["bytes"] or 1, plan["peak_bytes"] or 1
     worth = [a for a in found if max(a.seconds / whole[0], a.disk_bytes / whole[1], a.memory_bytes / whole[2]) >= WORTH]
-    return [a.plain() for a in sorted(worth, key=lambda a: -a.seconds)]
+    return [a.plain(plan) for a in sorted(worth, key=lambda a: -a.seconds)]
 
 
 def _steps(plan: Mapping[str, Any], *starts: str) -> list[Mapping[str, Any]]:
@@ -67,6 +76,36 @@ def _one_stage_less(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> lis
         return []
     price = "K-FAC's eigenvalues instead of measured ones: ranks worse (docs: choose a method)"
     return [Alternative("--method kfac", price, _seconds(_steps(plan, "fit: eigenvalues")))]
+
+
+def _no_curvature(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    """Gradient dot products, whole or projected."""
+    if settings["method"].partition(":")[0] in ("identity", "projected"):
+        return []
+    saved, held = _seconds(_steps(plan, FIT, "precondition")), plan["factor_bytes"] or 0
+    sides = 4 * sum(PROJECTED * (outputs + inputs) for outputs, inputs in settings["layers"].values())
+    numbers = sum(min(PROJECTED, o) * min(PROJECTED, i) for o, i in settings["layers"].values())
+    whole = sum(outputs * inputs for outputs, inputs in settings["layers"].values())
+    held_by_questions = 4 * plan["questions"] * (whole - numbers)
+    plain = "gradient dot products, no curvature: ranks worse, loud rows first (docs: choose a method)"
+    return [
+        Alternative("--method identity", plain, saved, memory_bytes=held),
+        Alternative(
+            "--method projected", f"{plain}; at {PROJECTED} x {PROJECTED} numbers a layer", saved,
+            memory_bytes=max(0, held + held_by_questions - sides),
+        ),
+    ]  # fmt: skip
+
+
+def _funnel(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
+    rows = plan["rows"]["used"]
+    scored = PASSING * rows * max(1, plan["questions"]) + max(AUDITED, PASSING * rows)
+    if plan["job"] != "trace" or settings["candidates"] or scored >= rows:
+        return []
+    price = "rows that share no word with the question are not scored; what that loses is measured and told"
+    return [
+        Alternative(f"--candidates bm25:{PASSING:.0%}", price, _seconds(_steps(plan, "score")) * (1 - scored / rows))
+    ]
 
 
 def _fewer_layers(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
@@ -123,15 +162,16 @@ def _smaller_batches(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> li
 
 
 def _half_precision(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alternative]:
-    if settings["dtype"] != "torch.float32" or not settings["device"].startswith("cuda"):
+    if settings["dtype"].removeprefix("torch.") != "float32":
         return []
-    price = "gradients of 8 bits: scores agree to about 0.5 %"
-    steps = _steps(plan, FIT, "score", "index", "tokens")
-    return [Alternative("--dtype bfloat16", price, 0.4 * _seconds(steps), memory_bytes=plan["model_bytes"] // 2)]
+    on_gpu = settings["device"].startswith("cuda")
+    price = "gradients of 8 bits: scores agree to about 0.5 %" + ("" if on_gpu else "; on a CPU it may be slower")
+    saved = 0.4 * _seconds(_steps(plan, FIT, "score", "index", "tokens")) if on_gpu else 0.0
+    return [Alternative("--dtype bfloat16", price, saved, memory_bytes=plan["model_bytes"] // 2)]
 
 
 Rule = Callable[[Mapping[str, Any], Mapping[str, Any]], list[Alternative]]
 RULES: Sequence[Rule] = (
-    _fewer_fit_rows, _one_stage_less, _fewer_layers, _no_tokens, _only_the_strongest, _index_instead, _smaller_index,
-    _smaller_batches, _half_precision,
+    _fewer_fit_rows, _one_stage_less, _no_curvature, _funnel, _fewer_layers, _no_tokens, _only_the_strongest,
+    _index_instead, _smaller_index, _smaller_batches, _half_precision,
 )  # fmt: skip

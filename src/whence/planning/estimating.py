@@ -24,6 +24,7 @@ from whence.plan.alternatives import alternatives
 from whence.plan.laws import Cost
 from whence.plan.meter import Meter, free_disk
 from whence.plan.record import Disk, Step, padding
+from whence.plan.room import room
 from whence.planning.index import rehearse_index
 from whence.planning.rehearsal import Rehearsal
 from whence.planning.trace import rehearse_trace
@@ -175,8 +176,6 @@ class _Planner:
         tried = self.plan.calibrate > 0
         peak = max((step.peak for step in steps), default=0)
         available = rehearsal.meter.available()
-        if disk.folder and disk.total > disk.free:
-            problems.append(f"{disk.total:,} bytes to write, {disk.free:,} free at {disk.folder}")
         found: dict[str, Any] = {
             "job": self.job,
             "rows": {**about, **padding(rehearsal.sizes, about["tokens"])},
@@ -201,14 +200,17 @@ class _Planner:
                 *self.wish.method.notes(rehearsal.subject.layers.sizes),
             ],
         }
-        return {**found, "alternatives": alternatives(found, self._settings(rehearsal)) if tried else []}
+        others = alternatives(found, self._settings(rehearsal)) if tried else []
+        found["disk"] |= room(disk, others, rehearsal.row_bytes, rows=len(trained.examples))
+        problems += [found["disk"]["verdict"]] if found["disk"].get("enough") is False else []
+        return {**found, "alternatives": others}
 
     def _settings(self, rehearsal: Rehearsal) -> dict[str, Any]:
         """What the alternatives are alternatives to."""
         options = self.wish.options
         about = rehearsal.subject.loaded.about["model"]
         return {
-            **options.model_dump(include={"method", "top_k", "batch_tokens"}),
+            **options.model_dump(include={"method", "top_k", "candidates", "batch_tokens"}),
             "budget": self.plan.budget,
             "layers": dict(rehearsal.subject.layers.sizes),
             "dtype": str(about["dtype"]),

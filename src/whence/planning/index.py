@@ -51,7 +51,9 @@ def _factors(small: Rehearsal, factors: Factors, place: Path) -> Whitened:
 def _shards(small: Rehearsal, transform: Whitened, kept: Compression, place: Path) -> None:
     """The pass over the rows, and what it leaves on disk."""
     source = Glimpse(TransformedGradients(small.trained.source, (transform,)), 0, small.meter, chosen=small.batches())
-    code = choose(Layout(source.layers.sizes), int(kept.budget * KB), kept.scheme)
+    layout = Layout(source.layers.sizes)
+    code = choose(layout, int(kept.budget * KB), kept.scheme)
+    small.row_bytes = lambda budget: choose(layout, budget, kept.scheme).bytes_per_row + index_shards.KNOWN_BYTES
     visitor = index_shards.Encode(code, {id_: n for n, id_ in enumerate(small.trained.rows.ids)})
     path = place / index_folder.shard_name(0)
     with small.meter.reading() as found:

@@ -6,7 +6,7 @@ folder of its own that is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Rehearsal:
         seconds: about how long the rehearsal may take.
         steps: what was foreseen so far.
         files: file -> bytes that it will have.
+        row_bytes: of an index: budget in bytes a row -> bytes that a row then has.
         notes: what else should be said.
         unit: seconds of a padded token, forward and backward.
         factor_bytes: of the fitted curvature.
@@ -55,6 +56,7 @@ class Rehearsal:
     seconds: float
     steps: list[Step] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    row_bytes: Callable[[int], int] | None = None
     notes: list[str] = field(default_factory=list)
     unit: float = 0.0
     factor_bytes: int = 0
