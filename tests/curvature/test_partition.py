@@ -84,6 +84,15 @@ def test_a_side_is_cut_evenly_and_long_ones_further():
     assert Partition(9).cut(4) == (1, 1, 1, 1)
     assert Partition(1, largest=4).cut(7) == (4, 3)
     assert Partition(1, largest=3).cut(7) == ()
+    assert Partition(3, largest=1).cut(5) == (1, 1, 1, 1, 1), "never an empty block"
+
+
+def test_more_blocks_than_directions_are_told_once():
+    sizes = {"a": (3, 8), "b": (8, 5)}
+    (told,) = Partition(6).notes(sizes)
+    assert told.startswith("blocks=6 is more than the 3 to 5 directions of 2 of 4 sides")
+    assert "the 8 directions of 1 of 2" in Partition(1000).notes({"a": (8, 1000)})[0]
+    assert Partition(3).notes(sizes) == ()
     for bad in ({"blocks": 0}, {"largest": 0}):
         with pytest.raises(OptionError, match="at least 1"):
             Partition(**bad).checked()

@@ -47,15 +47,23 @@ class Partition:
 
     def cut(self, size: int) -> tuple[int, ...]:
         """Block lengths of a side of ``size`` directions, equal to within 1; () = diagonal."""
-        for blocks in (min(self.blocks, size), 2 * self.blocks):
+        for blocks in (min(self.blocks, size), min(2 * self.blocks, size)):
             if -(-size // blocks) <= self.largest:
                 short, longer = divmod(size, blocks)
                 return (short + 1,) * longer + (short,) * (blocks - longer)
         return ()
 
     def notes(self, sizes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-        """What was done beyond what was asked, in words, for layers name -> (O, I)."""
+        """What was done other than what was asked, in words, for layers name -> (O, I)."""
         said = []
+        short = [size for pair in sizes.values() for size in pair if size < self.blocks]
+        if short:
+            fewest, most = min(short), max(short)
+            range_ = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+            said.append(
+                f"blocks={self.blocks:,} is more than the {range_} directions of {len(short):,} of {2 * len(sizes):,} "
+                "sides of layers; each direction there is a block of its own (a diagonal)"
+            )
         for name, pair in sizes.items():
             for side, size in zip(("outputs", "inputs"), pair, strict=True):
                 blocks = len(self.cut(size))
