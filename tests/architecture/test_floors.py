@@ -25,6 +25,8 @@ FLOORS = {
         "searching",
         "funnelling",
         "indexing",
+        "resuming",
+        "identity",
         "building",
         "repairing",
         "stages",
