@@ -14,6 +14,7 @@ from whence.errors import DataError, OptionError, TaskError
 from whence.options import trace_request
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.measured import with_measurement
+from whence.watch import Silent
 
 torch.set_num_threads(1)
 PROMPT = "the cat sat on"
@@ -49,6 +50,34 @@ def test_a_span_is_characters_of_the_response(model, span):
         values(model, one(" the mat ."), span=span)
     with pytest.raises(TaskError, match="no token"):
         values(model, one(" the mat ."), span="900:1000")
+
+
+def test_a_span_ends_within_a_response(model):
+    """Behind the only response, or the longest: refused. Behind a shorter one, or open: all that follows."""
+    with pytest.raises(OptionError, match=r"(?s)'0:2000' ends behind.*of which 10 are.*--span 0:10, or 0:"):
+        values(model, one(" the mat ."), span="0:2000")
+    asked = [one(" the mat ."), one(" the")]
+    whole = values(model, asked)
+    for span in ("0:10", "0:"):
+        np.testing.assert_array_equal(values(model, asked, span=span).values, whole.values)
+    with pytest.raises(OptionError, match="0:11"):
+        values(model, asked, span="0:11")
+
+
+def test_a_span_ends_within_the_tokens_that_were_kept(model):
+    """A response cut by ``max_length`` is explained as far as it goes; no text is shown without a token."""
+    cut, shown = {"max_length": 6}, ""
+
+    class Ear(Silent):
+        def note(self, kind, text, **facts):
+            nonlocal shown
+            shown = facts["characters"] if kind == "span" else shown
+
+    kept = values(model, one(" the mat ."), span="0:", watch=Ear(), **cut)
+    assert " the mat .".startswith(shown) and 0 < len(shown) < 10
+    np.testing.assert_array_equal(values(model, one(" the mat ."), span=f"0:{len(shown)}", **cut).values, kept.values)
+    with pytest.raises(OptionError, match=rf"of which {len(shown)} are in the tokens that were kept"):
+        values(model, one(" the mat ."), span="0:10", **cut)
 
 
 def test_a_set_is_the_mean_of_its_questions(model):

@@ -16,14 +16,15 @@ from whence.results import RowView
 from whence.scores.low_rank import Load, cut_for, held_queries, told
 from whence.scores.score import Queries, collect, precondition, prepare_queries
 from whence.scores.tokens import mixed, restrict_targets
-from whence.tasks.base import device_of
+from whence.tasks.base import Example, device_of
 from whence.tasks.batches import plan_batches
 from whence.tasks.formats import LIMITS, Record
-from whence.tasks.placing import place_tokens
+from whence.tasks.placing import Placement, place_tokens
 from whence.tasks.rows import row_view
 from whence.tasks.shapes import apply_columns
 from whence.tasks.sources import open_sources
 
+OPEN = 10**9  # the stop of a span without one
 ANSWERS = frozenset({"completion", "assistant", "output"})
 TOGETHER, CONTRAST = "all questions together", "A minus B"
 
@@ -107,13 +108,13 @@ def focused(subject: Subject, asked: Material) -> Material:
     """Only the tokens of ``options.span`` are explained: characters start:stop of each question's response.
 
     Raises:
-        OptionError: not of the form start:stop.
+        OptionError: not of the form start:stop, or a stop behind every response (or what was kept of it).
         TaskError: no token with a loss lies there.
     """
     if subject.options.span is None:
         return asked
     start, stop = _range(subject.options.span)
-    examples, rows = [], {row.id: row for row in asked.rows.rows}
+    examples, reach, rows = [], [], {row.id: row for row in asked.rows.rows}
     for example in asked.examples:
         view = row_view(rows[example.id])
         place = place_tokens(subject.task, rows[example.id], example, view)
@@ -125,17 +126,29 @@ def focused(subject: Subject, asked: Material) -> Material:
                 f"no token of {example.id} lies in characters {subject.options.span} of its response",
                 wanted=f"a range within its {len(view.text) - first} characters",
             )
+        reach.append(_reach(example, place, view) - first)
         examples.append(restrict_targets(example, int(inside[0]), int(inside[-1]) + 1))
-        shown = view.text[first + start : first + stop]
+        shown = view.text[first + start : first + min(stop, reach[-1])]
         subject.watch.note("span", f"span      {example.id}: {shown!r}", id=example.id, characters=shown)
+    if OPEN > stop > max(reach):
+        raise OptionError(
+            f"span = {subject.options.span!r} ends behind every response",
+            wanted=f"characters start:stop of the response, of which {max(reach)} are in the tokens that were kept",
+            try_=f"--span {start}:{max(reach)}, or {start}: for all that follows",
+        )
     plan = plan_batches([e.length for e in examples], token_budget=subject.options.batch_tokens)
     return replace(asked, examples=tuple(examples), source=replace(asked.source, examples=examples, plan=plan))
+
+
+def _reach(example: Example, place: Placement, view: RowView) -> int:
+    """Characters of the shown text that the row's tokens cover: all, unless it was cut."""
+    return max(stop for _, stop in place.spans) if example.truncated else len(view.text)
 
 
 def _range(span: str) -> tuple[int, int]:
     start, colon, stop = span.partition(":")
     try:
-        found = int(start or 0), int(stop) if stop else 10**9
+        found = int(start or 0), int(stop) if stop else OPEN
     except ValueError:
         found = (0, 0)
     if not colon or not 0 <= found[0] < found[1]:
