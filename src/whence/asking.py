@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whence.api import questions_of, write_report
 from whence.api import save as save_run
 from whence.asking_stages import IndexPlace, Tuning, answer_stages
-from whence.assemble import lexical_of, pictured, views_of
+from whence.assemble import left_unscored, lexical_of, pictured, views_of
+from whence.caching import Cached, CacheWish, parse_cache
 from whence.curvature.base import get_method
 from whence.errors import OptionError
 from whence.indexing import INCIDENTAL, Wish
@@ -50,8 +52,10 @@ def ask(
         report: file for the HTML report.
         watch: hears how far the work is.
         overrides: ``top_k``, ``normalise`` (none, relative, cosine), ``span``, ``combine``, ``generate``, ``device``,
-            ``lexical``, ``columns``. ``tuned={"model": ..., "data": rows}`` (and perhaps ``alpha``) asks a model that
-            was fine-tuned from the indexed one: its rows and those of the index, in the same nats.
+            ``lexical``, ``columns``. ``cache="faiss"`` scores only rows that a cache beside the index takes for near
+            (``faiss:5%``, ``faiss:2000``: so many on either side), and ``audit`` others to see what that loses.
+            ``tuned={"model": ..., "data": rows}`` (and perhaps ``alpha``) asks a model that was fine-tuned from the
+            indexed one: its rows and those of the index, in the same nats.
 
     Returns:
         Scores as of ``attribute``, without token scores.
@@ -63,7 +67,10 @@ def ask(
     started = time.perf_counter()
     place = Path(index).expanduser()
     body = index_schema.checked(place, index_folder.read_manifest(place), own_method=overrides.get("method"))
-    tuned = overrides.pop("tuned", None)
+    tuned, cache = overrides.pop("tuned", None), overrides.pop("cache", None)
+    keep = None if cache is None else parse_cache(cache)
+    if cache is not None and tuned is not None:
+        raise OptionError("cache with tuned", wanted="one of the two", try_="leave out cache: all rows are scored")
     options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
     wish = _resolve_question(body, options, watch)
     if model is None and str(body["spec"]).startswith("live "):
@@ -74,7 +81,7 @@ def ask(
     if tuned is not None:
         scores = answer_stages(wish, there, tuned if isinstance(tuned, Tuning) else Tuning(**tuned), query)
     else:
-        scores = _answer(wish, place, body, model=there.model, query=query)
+        scores = _answer(wish, there, query, CacheWish(keep) if cache is not None else None)
     seconds = {"total": round(time.perf_counter() - started, 3)}
     scores = scores.with_(about={**scores.about, "seconds": seconds})
     if out is not None:
@@ -98,18 +105,25 @@ def _resolve_question(body: Mapping[str, Any], options: TraceOptions, watch: Wat
     return Wish(get_method(options.method), parse_damping(options.damping), options, watch or Silent())
 
 
-def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, query: Any) -> Scores:
-    subject = open_subject(model, wish.options, wish.watch)
+def _answer(wish: Wish, index: IndexPlace, query: Any, cache: CacheWish | None) -> Scores:
+    place, body = index.folder, index.body
+    subject = open_subject(index.model, wish.options, wish.watch)
     require_model(place, body, subject)
     views = tables.read_rows(index_folder.verify(place, body, ROWS))
     asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
     asked = measured(wish, asked)
     check_losses(asked)
-    values, columns = Lookup(wish, subject, shelf_of(place, body, tuple(views))).answer(asked)
+    shelf = shelf_of(place, body, tuple(views))
+    cached = None if cache is None else Cached(shelf, _cache_wish(wish, cache), wish.watch)
+    values, columns = Lookup(wish, subject, shelf, cached).answer(asked)
     query_views = posed_views(subject, asked) or pictured(views_of(asked, ()), asked)
     about = {**body["about"], "query": asked.about(), "normalise": wish.options.normalise}
     about["index"] = {"rows": body["rows"], "bytes_per_row": body["bytes_per_row"], **body["code"]}
     about["warnings"] = [*about.get("warnings", ()), _caution(body)]
+    if cached is not None:
+        about["index"]["cache"] = cached.about
+        about["warnings"] += [cached.about["told"]]
+        views = left_unscored(views, cached.unscored())
     quarantine = _lines(index_folder.verify(place, body, QUARANTINE))
     return Scores(
         values=values,
@@ -122,6 +136,13 @@ def _answer(wish: Wish, place: Path, body: Mapping[str, Any], *, model: Any, que
         query_rows=query_views,
         lexical=lexical_of(subject, query_views, views, columns),
     )
+
+
+def _cache_wish(wish: Wish, cache: CacheWish) -> CacheWish:
+    """With the settings of the question."""
+    options = wish.options
+    settings = {"audit": options.audit, "seed": options.seed, "top": options.top_k or cache.top}
+    return replace(cache, unit=options.normalise in ("relative", "cosine"), **settings)
 
 
 def _caution(body: Mapping[str, Any]) -> str:

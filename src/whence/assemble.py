@@ -48,7 +48,7 @@ def assemble(
         seconds: how long each part took.
     """
     quarantine = (*trained.quarantine, *nonfinite_rows(trained, found))
-    views = _left_unscored(views_of(trained, quarantine), found.get("unscored", frozenset()))
+    views = left_unscored(views_of(trained, quarantine), found.get("unscored", frozenset()))
     query_views = found.get("query_rows") or pictured(views_of(asked, ()), asked)
     columns = found.get("columns")
     views = pictured(views, trained, _strongest(found["values"], columns, trained.rows.ids))
@@ -82,8 +82,8 @@ def _more(trained: Material, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _left_unscored(views: Mapping[str, RowView], unscored: Set[str]) -> dict[str, RowView]:
-    """Rows that a funnel did not let through say so."""
+def left_unscored(views: Mapping[str, RowView], unscored: Set[str]) -> dict[str, RowView]:
+    """Rows that a funnel or a cache did not let through say so."""
     return {id_: replace(view, status=NO_CANDIDATE) if id_ in unscored else view for id_, view in views.items()}
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from whence.caching import Cached
 from whence.curvature.base import Factors, Problem
-from whence.indexing import OF_THE_MODEL, Wish, damped_inverse, model_identity
+from whence.identity import model_identity
+from whence.indexing import OF_THE_MODEL, Wish, damped_inverse
 from whence.linalg.codes.base import Layout
 from whence.linalg.codes.choose import code_of
 from whence.linalg.matrix_batch import Full
@@ -36,11 +38,13 @@ class Lookup:
         wish: method, damping and settings of the index, with the question's own ones.
         subject: the model.
         shelf: the coded rows.
+        cache: what chooses which of them are scored, if anything.
     """
 
     wish: Wish
     subject: Subject
     shelf: index_shards.Shelf
+    cache: Cached | None = None
 
     def answer(self, asked: Material) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores of the questions, and columns where only the strongest are kept; as many questions at once as fit."""
@@ -109,11 +113,12 @@ class Lookup:
         def progress(rows: int) -> None:
             count(rows * len(query_QD))
 
+        search = self.shelf.search if self.cache is None else self.cache.search
         if best is not None and how == "none":
-            self.shelf.search(query_QD, best, progress)
+            search(query_QD, best, progress)
             return best.finish()
         sink = AllScores.empty(len(query_QD), ids)
-        norms_N = self.shelf.search(query_QD, sink, progress)
+        norms_N = search(query_QD, sink, progress)
         values = sink.values
         if how == "relative":
             values = relative_scores(values, norms_N)

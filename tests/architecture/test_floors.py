@@ -22,6 +22,7 @@ FLOORS = {
         "assemble",
         "asking",
         "asking_stages",
+        "caching",
         "searching",
         "funnelling",
         "indexing",

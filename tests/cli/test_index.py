@@ -51,6 +51,16 @@ def test_ndjson(build: list[str], whence: Call) -> None:
     assert said[-1]["type"] == "done"
 
 
+def test_a_cache(build: list[str], whence: Call) -> None:
+    pytest.importorskip("faiss")
+    assert whence(*build).code == 0
+    first, then = (whence("ask", "--index", "index", *QUESTION, "--cache", "faiss:2", "--audit", 0) for _ in range(2))
+    assert first.code == then.code == 0, then.err
+    assert "made of 12 rows, all of which were scored" in " ".join(first.err.split())
+    assert "4 of 12 rows were candidates" in " ".join(then.err.split())
+    assert next(Path("index/.cache").iterdir()).name.startswith("faiss-")
+
+
 def test_again_keeps_what_is_finished(build: list[str], whence: Call) -> None:
     assert whence(*build, "--budget", 0.3).code == 0
     before = {p.name: p.stat().st_mtime_ns for p in Path("index").glob("shard-*.safetensors")}
@@ -96,6 +106,7 @@ def test_a_damaged_shard(build: list[str], whence: Call) -> None:
         (("ask", "--index", "index", "--prompt", "x"), 2, "without a response"),
         (("ask", "--index", "nowhere", *QUESTION), 4, "not an index"),
         (("ask", *QUESTION), 2, "--index"),
+        (("ask", "--index", "index", *QUESTION, "--cache", "annoy"), 2, "cache 'annoy'"),
         (("ask", "--index", "index", *QUESTION, "--normalise", "theta"), 2, "theta"),
     ],
 )

@@ -21,6 +21,7 @@ SCHEME = "sparse, low_rank, int8, fp16, or auto: all numbers where they fit, els
 SHARD = "Which of several processes this is, such as 3/16 (from 0); they share the work through the folder."
 TUNED = "A model fine-tuned from the indexed one: the question is to this model, and its rows answer as well."
 TUNED_DATA = "Rows it was fine-tuned on, as --data."
+CACHE = "faiss: score only rows that a cache beside the index takes for near (made at the first question); faiss:5%."
 OUT = "Folder of the index; the same command goes on where it stopped."
 
 
@@ -95,6 +96,8 @@ def ask(
     column: Annotated[list[str] | None, typer.Option(help=describe("columns"), hidden=True)] = None,
     device: Annotated[str | None, typer.Option(help=describe("device"), hidden=True)] = None,
     alpha: Annotated[str, typer.Option(help=describe("alpha"), hidden=True)] = "auto",
+    cache: Annotated[str | None, typer.Option(help=CACHE, hidden=True)] = None,
+    audit: Annotated[str | None, typer.Option(help=describe("audit"), hidden=True)] = None,
 ) -> int:
     """Which rows of an index made the model say this? The training rows themselves are not read.
 
@@ -112,7 +115,8 @@ def ask(
     scores = asking.ask(
         index, questions, model=model, out=out, report=report, watch=voice, top_k=top_k, normalise=normalise, span=span,
         combine="contrast" if against is not None else combine, generate=generate or None,
-        columns=_columns(column) or None, device=device, tuned=_tuned(tuned, tuned_data, alpha),
+        columns=_columns(column) or None, device=device, tuned=_tuned(tuned, tuned_data, alpha), cache=cache,
+        audit=int(audit) if audit is not None and audit.isdigit() else audit,
     )  # fmt: skip
     if voice.json:
         emit_scores(voice, scores, top_k or LISTED)

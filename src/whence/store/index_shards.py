@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from whence.gradients.source import Closed, GradientSource
 from whence.linalg.codes.base import Code, Record
 from whence.linalg.matrix_batch import MatrixBatch
-from whence.scores.sinks import Sink
 from whence.store import atomic
 from whence.store.ahead import worked_ahead
 from whence.store.index_folder import MANIFEST, damaged, shard_name, verify
@@ -133,20 +132,32 @@ def blocks(path: Path, code: Code, *, rows: int = BLOCK) -> Iterator[Record]:
             total = parts[ROW].get_shape()[0]
             for start in range(0, total, rows):
                 block = {name: part[start : start + rows] for name, part in parts.items()}
-                _check_block(path, block, code)
-                yield block
+                yield checked_block(path, block, code)
     except (SafetensorError, OSError, KeyError, IndexError, RuntimeError) as error:
         raise damaged(path, str(error)) from error
 
 
-def _check_block(path: Path, block: Record, code: Code) -> None:
-    """A file may be whole and still not be ours."""
+def checked_block(path: Path, block: Record, code: Code) -> Record:
+    """The block itself; a file may be whole and still not be ours.
+
+    Raises:
+        StoreError: it is not of this code.
+    """
     fields = {**code.fields, **dict.fromkeys(KNOWN, None)}
     rows = len(block[ROW])
     for name in {*fields, *block}:
         dtype, *count = fields.get(name) or (KNOWN.get(name),)
         if name not in block or block[name].dtype != dtype or tuple(block[name].shape) != (rows, *count):
             raise damaged(path, f"it does not hold the rows of this index ({name})")
+    return block
+
+
+class Receiver(Protocol):
+    """Takes scores as they are found; every ``Sink`` does."""
+
+    def put(self, ids: Sequence[str], block_QB: np.ndarray, layers_LQB: np.ndarray | None) -> None:
+        """As of ``Sink``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -171,16 +182,37 @@ class Shelf:
         Raises:
             StoreError: a shard that is missing or damaged.
         """
+        return (block for _, _, block in self.placed())
+
+    def placed(self) -> Iterator[tuple[int, int, Record]]:
+        """As ``blocks``, each with the number of its shard and the place of its first row there."""
         for number in range(self.manifest["shards"]):
             path = verify(self.folder, self.manifest, shard_name(number))
+            start = 0
             for block in blocks(path, self.code):
-                row = block[ROW]
-                if len(row) and (int(row.min()) < 0 or int(row.max()) >= len(self.ids)):
-                    raise damaged(path, "it holds rows that are not in the index")
-                yield block
+                self.check_numbers(path, block)
+                yield number, start, block
+                start += len(block[ROW])
 
-    def search(self, query_QD: Tensor, sink: Sink, progress: Callable[[int], None] = lambda _rows: None) -> np.ndarray:
-        """Scores of dense whitened queries against every row, into the sink.
+    def check_numbers(self, path: Path, block: Record) -> None:
+        """Refuse row numbers that are not the index's.
+
+        Raises:
+            StoreError: there are some.
+        """
+        row = block[ROW]
+        if len(row) and (int(row.min()) < 0 or int(row.max()) >= len(self.ids)):
+            raise damaged(path, "it holds rows that are not in the index")
+
+    def search(
+        self,
+        query_QD: Tensor,
+        sink: Receiver,
+        progress: Callable[[int], None] = lambda _rows: None,
+        *,
+        among: Iterator[Record] | None = None,
+    ) -> np.ndarray:
+        """Scores of dense whitened queries against every row, or those ``among`` which to look, into the sink.
 
         Returns:
             N squared norms of the whitened rows (their self-influence); NaN for rows without a score.
@@ -188,7 +220,7 @@ class Shelf:
         if query_QD.shape[1] != self.code.layout.total:
             raise damaged(self.folder / MANIFEST, "its rows are not as long as the model's whitened gradient")
         norms = np.full(len(self.ids), np.nan)
-        for block, scores_BQ in worked_ahead(lambda b: (b, self.code.dot(b, query_QD)), self.blocks()):
+        for block, scores_BQ in worked_ahead(lambda b: (b, self.code.dot(b, query_QD)), among or self.blocks()):
             rows, norm = block[ROW].long().numpy(), block[NORM].double().numpy()
             block_QB = scores_BQ.T.double().cpu().numpy().copy()
             block_QB[:, ~np.isfinite(norm)] = np.nan

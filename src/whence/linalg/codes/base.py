@@ -80,6 +80,10 @@ class Code(Protocol):
         """B x Q inner products of coded rows with dense queries."""
         ...
 
+    def restored(self, record: Mapping[str, Tensor]) -> Tensor:
+        """B x D numbers, float32: what of the rows is kept."""
+        ...
+
 
 def encoded(code: Code, x_BD: Tensor) -> Record:
     """Whole rows at once."""

@@ -64,6 +64,12 @@ class Dense:
                 total[start : start + step] += block_BQ.mul_(scale)
         return total
 
+    def restored(self, record: Mapping[str, Tensor]) -> Tensor:
+        scales = record["scale"].float().unbind(1)
+        spans = self.layout.spans.values()
+        layers = [record["level"][:, at].float() * scale[:, None] for at, scale in zip(spans, scales, strict=True)]
+        return torch.cat(layers, dim=1)
+
 
 def dense(layout: Layout, budget: int, *, kind: Literal["fp16", "int8"]) -> Dense:
     """All numbers.

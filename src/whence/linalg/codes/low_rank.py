@@ -5,7 +5,7 @@ The decomposition is a subspace iteration from fixed starting vectors: the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +63,25 @@ class LowRank:
 
     def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
         total = torch.zeros(len(record["scale"]), len(query_QD), dtype=query_QD.dtype, device=query_QD.device)
+        for name, product_BM, scale_B in self._products(record, query_QD.dtype):
+            total += product_BM @ query_QD[:, self.layout.spans[name]].T * scale_B[:, None].to(query_QD.dtype)
+        return total
+
+    def restored(self, record: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([p_BM * scale_B[:, None] for _, p_BM, scale_B in self._products(record, torch.float32)], dim=1)
+
+    def _products(self, record: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Layer, its matrices before scaling (B x O*I), and B scales."""
         at = [0, 0]
         for number, (name, (outputs, inputs)) in enumerate(self.layout.sizes.items()):
             rank = self._rank((outputs, inputs))
             u, v = (
-                record[side][:, at[n] : at[n] + rank * size].view(-1, size, rank).to(query_QD.dtype)
+                record[side][:, at[n] : at[n] + rank * size].view(-1, size, rank).to(dtype)
                 for n, (side, size) in enumerate((("left", outputs), ("right", inputs)))
             )
             at = [at[0] + rank * outputs, at[1] + rank * inputs]
-            scale = record["scale"][:, 2 * number] * record["scale"][:, 2 * number + 1]
-            product = (u @ v.transpose(1, 2)).flatten(1) @ query_QD[:, self.layout.spans[name]].T
-            total += product * scale[:, None].to(query_QD.dtype)
-        return total
+            scale_B = record["scale"][:, 2 * number] * record["scale"][:, 2 * number + 1]
+            yield name, (u @ v.transpose(1, 2)).flatten(1), scale_B
 
 
 def truncated(x_BOI: Tensor, rank: int, name: str) -> tuple[Tensor, Tensor]:
