@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reference import task_models
 from reference.models import mlp, number_rows, source, tiny_llama, token_rows
 from whence.errors import TaskError
 from whence.tasks.base import Batch
@@ -45,6 +46,26 @@ def test_tokens_are_summed_where_they_are_supervised(rng):
         p = torch.stack([outputs[b, t - 1].softmax(-1)[batch.labels[b, t]] for t in places])
         torch.testing.assert_close(found[b], -(p / (1 - p)).log().sum())
         torch.testing.assert_close(doubts[b], (1 - p).mean())
+
+
+@pytest.mark.parametrize("case", [task_models.t5, task_models.bart, task_models.tagger], ids=lambda c: c.__name__)
+def test_labels_at_their_own_positions_are_not_shifted(case):
+    model, own, examples, _ = case()
+    batch, task = own.collate(examples), Margin(own)
+    outputs = own.outputs(model, batch)
+    found, doubts = task.measurements(outputs, batch), task.doubts(outputs, batch)
+    for b in range(len(batch)):
+        places = [t for t in range(batch.labels.shape[1]) if batch.labels[b, t] >= 0]
+        p = torch.stack([outputs[b, t].softmax(-1)[batch.labels[b, t]] for t in places])
+        torch.testing.assert_close(found[b], -(p / (1 - p)).log().sum())
+        torch.testing.assert_close(doubts[b], (1 - p).mean())
+
+
+def test_pairs_have_no_classes():
+    model, own, examples, _ = task_models.preference()
+    batch = own.collate(examples)
+    with pytest.raises(TaskError, match="no classes"):
+        Margin(own).measurements(own.outputs(model, batch), batch)
 
 
 def test_everything_else_is_the_tasks_own():

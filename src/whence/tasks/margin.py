@@ -20,7 +20,10 @@ from whence.tasks.wrapping import Wrapping
 
 @dataclass(frozen=True)
 class Margin(Wrapping):
-    """A task that is priced as before and *measured* by -f. Logits are B x C, or B x T x V for language models."""
+    """A task that is priced as before and *measured* by -f. Logits are B x C, or B x T x V of tokens.
+
+    Position t of a language model prices token t + 1; a task whose position t prices label t says so by ``aligned``.
+    """
 
     task: Task
 
@@ -30,25 +33,28 @@ class Margin(Wrapping):
 
     def measurements(self, outputs: Tensor, batch: Batch) -> Tensor:
         """B values of -f, summed over supervised tokens."""
-        odds_BT, where_BT = _token_margins(outputs, batch)
+        odds_BT, where_BT = self._margins(outputs, batch)
         return -torch.where(where_BT, odds_BT, 0.0).sum(1)
 
     def doubts(self, outputs: Tensor, batch: Batch) -> Tensor:
         """B values of Q: 1 - p of the right answer, averaged over supervised tokens."""
-        odds_BT, where_BT = _token_margins(outputs, batch)
+        odds_BT, where_BT = self._margins(outputs, batch)
         return torch.where(where_BT, torch.sigmoid(-odds_BT), 0.0).sum(1) / where_BT.sum(1).clamp(min=1)
 
+    def _margins(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return _token_margins(outputs, batch.labels, shifted=not getattr(self.task, "aligned", False))
 
-def _token_margins(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+
+def _token_margins(outputs: Tensor, labels: Tensor, *, shifted: bool) -> tuple[Tensor, Tensor]:
     """B x T log-odds of the labels and where they count (one column for a classifier).
 
     Raises:
         TaskError: outputs that are not logits over classes.
     """
-    labels = batch.labels
-    if outputs.dim() == 3 and labels.dim() == 2:
-        logits, labels = outputs[:, :-1], labels[:, 1:]
-    elif outputs.dim() == 2 and labels.dim() == 1:
+    classes = not labels.is_floating_point()
+    if classes and outputs.dim() == 3 and labels.dim() == 2:
+        logits, labels = (outputs[:, :-1], labels[:, 1:]) if shifted else (outputs, labels)
+    elif classes and outputs.dim() == 2 and labels.dim() == 1:
         logits, labels = outputs[:, None], labels[:, None]
     else:
         raise TaskError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Seq2Seq:
     max_target: int | None = None
     overlong: Literal["truncate", "skip"] = "truncate"
     name: str = "seq2seq"
+    aligned: ClassVar[bool] = True  # position t prices label t (``tasks.margin``)
 
     @classmethod
     def of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class TokenClassification:
     label: Literal["first", "all"] = "first"
     overlong: Literal["truncate", "skip"] = "truncate"
     name: str = "token_classification"
+    aligned: ClassVar[bool] = True  # position t prices label t (``tasks.margin``)
 
     @classmethod
     def of(
