@@ -21,6 +21,7 @@ ATOMIC, SAFETY, BROWSER, TEXT = (
     "tests/store/test_atomic.py::", "tests/architecture/test_safety.py::", "tests/report/test_browser.py::",
     "tests/report/test_text.py::",
 )  # fmt: skip
+TRACES, UNFINISHED = "tests/reliability/test_traces.py::", "tests/store/test_unfinished.py::"
 KILLS, SIGNALS, FUZZ = (
     "tests/reliability/test_interruptions.py::",
     "tests/cli/test_signals.py::",
@@ -79,9 +80,9 @@ FAMILIES: Mapping[str, Family] = {
     "F29": _family("negative eigenvalues", "tests/linalg/test_eigen.py::test_a_matrix_with_a_negative_eigenvalue_is_no_covariance", "tests/linalg/test_iterative.py::test_indefinite_matrix_is_noticed_and_explained"),
     "F30": _family("results that depend on the batch", "tests/test_check.py::test_laws_hold test_seen_padding_is_noticed test_a_mean_over_the_batch_is_noticed"),
     "F31": _family("layers that are not seen", "tests/gradients/test_experts.py::test_a_model_half_unseen_is_refused_unless_asked_for", "tests/test_check.py::test_coverage_and_loss_mask_are_told"),
-    "F40": _family("killed", KILLS + "test_killed_at_every_point test_killed_at_random_times", "tests/cli/test_index.py::test_killed_then_run_again"),
-    "F41": _family("told to stop", SIGNALS + "test_one_signal test_the_second_signal_ends_at_once test_an_index_that_is_told_to_stop_goes_on"),
-    "F42": _family("disk full, no permission", KILLS + "test_a_full_disk_at_every_write", ATOMIC + "test_a_full_disk_is_a_resource_error test_a_file_in_the_place_of_a_folder"),
+    "F40": _family("killed", KILLS + "test_killed_at_every_point test_killed_at_random_times", TRACES + "test_killed_at_some_points", UNFINISHED + "test_every_damage_is_as_if_nothing_were_there test_a_piece_of_another_plan_does_not_count", "tests/cli/test_index.py::test_killed_then_run_again"),
+    "F41": _family("told to stop", TRACES + "test_told_to_stop", SIGNALS + "test_one_signal test_the_second_signal_ends_at_once test_an_index_that_is_told_to_stop_goes_on"),
+    "F42": _family("disk full, no permission", KILLS + "test_a_full_disk_at_every_write test_other_failures_of_the_disk", "tests/test_resuming.py::test_no_room_to_keep_anything_costs_no_run", ATOMIC + "test_a_full_disk_is_a_resource_error test_a_file_in_the_place_of_a_folder"),
     "F43": _family("power loss: order of writes", ATOMIC + "test_order_of_the_disk_calls test_a_failure_before_the_rename_leaves_the_old_file"),
     "F44": _family("flipped bits, cut files", INDEX + "test_damage_anywhere_is_found test_a_damaged_shard_is_found_before_use_and_alone_made_again", RUN + "test_every_flipped_bit_is_found"),
     "F45": _family("missing or extra files", RUN + "test_a_missing_file_is_named", INDEX + "test_no_index_there"),
@@ -89,7 +90,7 @@ FAMILIES: Mapping[str, Family] = {
     "F47": _family("another model, tokenizer, template or data", INDEX + "test_another_plan_is_refused_by_field test_a_changed_model_or_tokenizer_is_refused"),
     "F48": _family("two processes, one folder", CREWS + "test_two_builders_and_a_reader", RUN + "test_a_run_in_use_names_its_owner"),
     "F49": _family("stale locks", "tests/formats/test_formats.py::test_a_lock_that_a_dead_process_left_is_nobodys"),
-    "F50": _family("network file systems"),
+    "F50": _family("network file systems", "tests/store/test_network_disks.py::test_without_hard_links_a_plan_is_whole test_another_failure_of_a_link_is_told test_without_flock_a_second_process_is_still_refused test_without_flock_many_processes_are_told_why"),
     "F51": _family("out of memory", CLI + "test_out_of_memory_is_a_resource_error", "tests/test_planning.py::test_out_of_memory_is_an_answer"),
     "F52": _family("a rank that dies or is silent", CREWS + "test_a_dead_rank_is_named test_a_silent_rank_is_named test_an_array_takes_the_work_of_the_dead"),
     "F53": _family("umask, home, odd places", ATOMIC + "test_the_umask_counts", CLI + "test_nothing_is_written_to_the_home_or_the_folder"),

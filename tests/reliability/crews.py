@@ -103,6 +103,39 @@ def shards(work: Workload, folder: Path, count: int) -> list[Ended]:
     return [result_of(pid) for pid in pids]
 
 
+def late_names(place: Path, *, seconds: float = 0.4, counts: Sequence[int] = (2, 3)) -> Count:
+    """F50: on a disk where files of others appear late in listings, shards of an array make the same files."""
+    work, wrong = workload("small"), []
+    with fresh(place, "undisturbed") as folder:
+        run_forked(lambda: work.build(folder))
+        whole = snapshot(folder)
+    for count in counts:
+        with fresh(place, "late") as folder:
+
+            def build(number: int, of: int = count, out: Path = folder) -> None:
+                _hide_new_names(seconds)
+                work.build(out, shard=f"{number}/{of}")
+
+            patience = {VARIABLE: str(PATIENCE)}
+            ended = [result_of(p) for p in [forked(lambda n=n: build(n), environment=patience) for n in range(count)]]
+            run_forked(lambda f=folder: work.build(f))  # who comes alone tidies up
+            if any(e.code for e in ended) or snapshot(folder) != whole:
+                other = sorted({*snapshot(folder).items()} ^ {*whole.items()})
+                wrong.append(f"{count}: {[(e.code, e.error[-1000:]) for e in ended]} {other}")
+    return Count("F50", "names that appear late: files equal", len(counts), len(wrong), {"wrong": wrong})
+
+
+def _hide_new_names(seconds: float) -> None:
+    """For this process: what it has not seen in a listing for so long, it does not see yet."""
+    listed, first = Path.glob, dict[Path, float]()
+
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
+        now = time.monotonic()
+        return (path for path in listed(self, pattern) if now - first.setdefault(path, now) >= seconds)
+
+    Path.glob = glob  # type: ignore[method-assign]
+
+
 DEATHS = ("kill", "stop", "freeze", "exit")
 PHASES = {"at the start": 12, "in the fit": 70, "in the shards": 120}
 

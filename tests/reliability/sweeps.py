@@ -52,8 +52,8 @@ def resumed(work: Workload, folder: Path, whole: dict[str, str]) -> tuple[bool, 
     return ended.code == 0 and snapshot(folder) == whole, rewritten
 
 
-def kill_at_every_point(place: Path, *, size: str = "small", really: int = 7) -> Count:
-    """R2a, R2c: a build killed at every disk point, then the same command again.
+def kill_at_every_point(place: Path, *, size: str = "small", really: int = 7, every: int = 1) -> Count:
+    """R2a, R2c: a build killed at every disk point (of its states every ``every``-th), then the same command again.
 
     The folder as it is at a point is what SIGKILL leaves there, so it is copied; every ``really``-th point is also
     killed in truth, and at every append half a line is left.
@@ -62,7 +62,8 @@ def kill_at_every_point(place: Path, *, size: str = "small", really: int = 7) ->
     whole = truth(work, place)
     points = recorded(work, place)
     wrong, most = [], 0
-    for state in dict.fromkeys(point.state for point in points):
+    states = list(dict.fromkeys(point.state for point in points))[::every]
+    for state in states:
         with fresh(place, "resume") as folder:
             shutil.copytree(place / "states" / state, folder)
             same, rewritten = resumed(work, folder, whole)
@@ -79,10 +80,13 @@ def kill_at_every_point(place: Path, *, size: str = "small", really: int = 7) ->
             wrong += [] if same else [fault]
     shutil.rmtree(place / "states")
     facts = {
-        "points": len(points), "states": len({p.state for p in points}), "real_kills": killed,
+        "points": len(points), "states": len(states), "real_kills": killed,
         "most_shards_made_again": most, "wrong": wrong[:5],
     }  # fmt: skip
-    return Count("R2a", "kill at every disk point, then resume: files equal", len(points), len(wrong), facts)
+    if every == 1:
+        return Count("R2a", "kill at every disk point, then resume: files equal", len(points), len(wrong), facts)
+    what = f"{size} workload, kill at every {every}th state of {len(points)} points, then resume: files equal"
+    return Count("R2a", what, len(states) + killed, len(wrong), facts)
 
 
 def _appends(work: Workload, place: Path) -> list[int]:
@@ -130,17 +134,18 @@ def kill_at_random(place: Path, *, count: int = 50, seed: int = 0, size: str = "
 
 
 def failing_writes(
-    place: Path, *, errors: Sequence[str] = ("ENOSPC",), kinds: Sequence[str] = ("once", "forever"), size: str = "small"
+    place: Path, *, errors: Sequence[str] = ("ENOSPC",), kinds: Sequence[str] = ("once", "forever"), every: int = 1
 ) -> Count:
-    """R3: the k-th disk operation fails (once, and from there on), for every k: error, leftovers, resume."""
-    work = workload(size)
+    """R3: the k-th disk operation fails (once, and from there on), for all k or every ``every``-th: error, resume."""
+    work = workload("small")
     whole = truth(work, place)
     wrong, tried = [], 0
     states: set[str] = set()
     for name in errors:
         for kind in kinds:
             results = place / f"{name}-{kind}"
-            recorded(work, place, Failing(getattr(errno, name), kind, results))
+            failing = Failing(getattr(errno, name), kind, results)
+            recorded(work, place, lambda r, n, twin=failing: twin(r, n) if n % every == 0 else None)
             for told in sorted(results.iterdir(), key=lambda p: int(p.stem)):
                 found, case = json.loads(told.read_text()), f"{name} {kind} at {told.stem}"
                 tried += 1
@@ -158,7 +163,11 @@ def failing_writes(
     shutil.rmtree(place / "states")
     facts = {"states": len(states), "errors": list(errors), "wrong": wrong[:5]}
     return Count(
-        "R3", "every disk operation fails once and for good: typed error, resume equal", tried, len(wrong), facts
+        "R3",
+        f"disk operations fail ({', '.join(errors)}; {', '.join(kinds)}): typed error, resume equal",
+        tried,
+        len(wrong),
+        facts,
     )
 
 

@@ -22,3 +22,9 @@ def test_killed_at_random_times(place: Path) -> None:
 def test_a_full_disk_at_every_write(place: Path) -> None:
     found = sweeps.failing_writes(place, kinds=("once",))
     assert found.failed == 0 and found.tried >= 150, found
+
+
+def test_other_failures_of_the_disk(place: Path) -> None:
+    """EIO, EACCES and EMFILE, each at every 24th write; the score-card has them at every one."""
+    found = sweeps.failing_writes(place, errors=("EIO", "EACCES", "EMFILE"), kinds=("once",), every=24)
+    assert found.failed == 0 and found.tried >= 18, found

@@ -19,17 +19,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from whence.errors import StoreError
 from whence.results import Scores
@@ -43,6 +45,7 @@ except ImportError:  # Windows
 FORMAT = 1
 MARKER, LOCK, OWNER, MANIFEST = ".whence", ".whence.lock", ".whence.owner", "run.json"
 # what a folder may hold, and the file that says so
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 KINDS = {"run": MANIFEST, "index": "index-plan.json", "rounds": "rounds.json"}
 QUARANTINE, QUARANTINE_FILE = "quarantine", "quarantine.jsonl"
 
@@ -106,22 +109,28 @@ class Lock:
 
     def __init__(self, place: Path) -> None:
         self._path = place / LOCK
-        self._alone = FileLock(self._path, timeout=0)
+        self._alone: BaseFileLock = FileLock(self._path, timeout=0)
         self._shared: int | None = None
 
     def alone(self) -> bool:
-        """Hold it alone; False when others hold it."""
+        """Hold it alone; False when others hold it. On a disk without locks a file made by exclusive create is one."""
         try:
             self._alone.acquire()
         except Timeout:
             return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS or isinstance(self._alone, SoftFileLock):
+                raise
+            warnings.warn(f"{self._path.parent} is on a disk without locks; a file stands for one", stacklevel=2)
+            self._alone = SoftFileLock(f"{self._path}.soft", timeout=0)  # the file itself is there by now
+            return self.alone()
         return True
 
     def share(self) -> bool:
         """Hold it for sharing (no longer alone); False when somebody holds it alone.
 
         Raises:
-            StoreError: a system without such locks.
+            StoreError: a system, or a disk on the network, without such locks.
         """
         if fcntl is None:
             raise StoreError("several processes on one folder", wanted="a system with flock", try_="one process")
@@ -129,8 +138,14 @@ class Lock:
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(handle)
+            if error.errno in NO_LOCKS:
+                raise StoreError(
+                    f"{self._path.parent} is on a disk without locks ({error.strerror})",
+                    wanted="flock, for several processes on one folder",
+                    try_="one process, a disk mounted with flock, or another folder with -o",
+                ) from error
             return False
         self._shared = handle
         return True
