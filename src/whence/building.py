@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from whence.curvature.apart import parts_of
 from whence.curvature.base import Factors, LayerTensors, Method, Stage, Sums
-from whence.curvature.fit import FitOptions, check_sums, judged
+from whence.curvature.fit import FitOptions, check_sums, judged, scarce, stage_record
 from whence.curvature.rounds import Round, Unit, rounds, unit_sums
 from whence.gradients.backoff import Pass, Splits
 from whence.gradients.source import LiveGradients
@@ -54,11 +55,12 @@ class Site:
         """All tasks finished, by whomever; how many by this process."""
         return complete(tasks, self.folder, self.crew, progress)
 
-    def read(self, name: str) -> dict[str, dict[str, torch.Tensor]]:
-        """Tensors of a finished file."""
+    def read(self, name: str, layers: Iterable[str] | None = None) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors of a finished file, of all layers or of some."""
         entry = self.folder.finished(name)
         assert entry is not None
-        return read_factors(self.folder.path / name, entry["places"], device=self.device)
+        places = entry["places"] if layers is None else {layer: entry["places"][layer] for layer in layers}
+        return read_factors(self.folder.path / name, places, device=self.device)
 
     def write(self, name: str, tensors: LayerTensors) -> dict[str, Any]:
         """Write such a file; what its entry must say."""
@@ -111,14 +113,17 @@ class Fitting:
         assert entry is not None
         return Factors(self.site.read(FACTORS), entry["about"]), entry["places"]
 
-    def before(self, number: int) -> LayerTensors:
-        """What the stages before this one came to."""
+    def before(self, number: int, layers: Iterable[str] | None = None) -> LayerTensors:
+        """What the stages before this one came to, for all layers or some."""
         sizes = self.site.source.layers.sizes
-        return self.site.read(f"fit-{number - 1}.safetensors") if number else self.method.begin(sizes)
+        if number:
+            return self.site.read(f"fit-{number - 1}.safetensors", layers)
+        return self.method.begin(sizes if layers is None else {layer: sizes[layer] for layer in layers})
 
     def about(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """What the factors say of themselves."""
-        notes = list(self.method.notes(self.site.source.layers.sizes))
+        sizes = self.site.source.layers.sizes
+        notes = [*self.method.notes(sizes), *scarce(stages, sizes)]
         return {"fisher": self.options.fisher if stages else None, "stages": stages, "notes": notes}
 
     def _unfitted(self) -> dict[str, Any]:
@@ -138,9 +143,27 @@ class StageFit:
 
     def tasks(self) -> list[Task]:
         """Everything up to the finished stage, in order."""
-        prepared = Task(self._file("prepared"), self._prepare, needless=self._over)
         end = Task(self.name, self._finish, ready=lambda: self._decided() is not None, uses=self._used)
-        return [prepared, *self._round_tasks(), end]
+        return [*self._prepared_tasks(), *self._round_tasks(), end]
+
+    def _prepared_tasks(self) -> Iterable[Task]:
+        """Eigendecompositions, shared out where they take long, and the file of all of them."""
+        whole, parts = self._file("prepared"), parts_of(self.site.source.layers.sizes) if self.stage.apart else []
+        if len(parts) < 2:
+            yield Task(whole, self._prepare, needless=self._over)
+            return
+        names = [self._file(f"prepared-part-{n}") for n in range(len(parts))]
+        for name, layers in zip(names, parts, strict=True):
+            yield Task(
+                name, partial(self._prepare_part, name, layers), needless=lambda: self._over() or self._finished(whole)
+            )
+        yield Task(
+            whole,
+            partial(self._join, names),
+            ready=lambda: all(self._finished(name) for name in names),
+            needless=self._over,
+            uses=lambda: names,
+        )
 
     def _used(self) -> list[str]:
         before = [f"fit-{self.number - 1}.safetensors"] if self.number else []
@@ -218,6 +241,14 @@ class StageFit:
     def _prepare(self) -> dict[str, Any]:
         return self.site.write(self._file("prepared"), self.stage.prepare(self.fitting.before(self.number)))
 
+    def _prepare_part(self, name: str, layers: tuple[str, ...]) -> dict[str, Any]:
+        return self.site.write(name, self.stage.prepare(self.fitting.before(self.number, layers)))
+
+    def _join(self, names: list[str]) -> dict[str, Any]:
+        parts = {layer: tensors for name in names for layer, tensors in self.site.read(name).items()}
+        ordered = {layer: parts[layer] for layer in self.site.source.layers.sizes if layer in parts}
+        return self.site.write(self._file("prepared"), ordered)
+
     def _tensors(self) -> LayerTensors:
         """The prepared factors, read back so that their memory layout is the same for everybody."""
         if "prepared" not in self._loaded:
@@ -277,7 +308,7 @@ class StageFit:
         check_sums(sums, self.stage)
         trail = self._entry(self._round(at))["trail"]
         before = self._entry(f"fit-{self.number - 1}.safetensors")["about"]["stages"] if self.number else []
-        stages = [*before, {"name": self.stage.name, "rows": sums.examples, "agreement": trail}]
+        stages = [*before, {**stage_record(self.stage, sums), "agreement": trail}]
         made = self.site.write(self.name, self.stage.finish(sums, self._tensors()))
         return {**made, "about": self.fitting.about(stages)}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,8 @@ from whence.linalg.operators import Gradients
 FIRST_LOOK = 4
 LOOK_GROWTH = 1.25
 KRONECKER_STAGES = ("covariance", "moments")  # whose operator is a Kronecker product, of K-FAC or of Shampoo
+# Token positions per direction of the widest side below which a caution is given: scores of two seeds differ visibly.
+POSITIONS_PER_WIDTH = 4
 # Where "auto" stops. On the benchmark's 1,000 rows this is about 380 rows for the basis and 130 for the eigenvalues,
 # and scores rank as those of the full fit do (Spearman above 0.99 for every query): ``make bench`` measures it.
 AGREEMENT = 0.9925
@@ -88,11 +90,29 @@ def fit(
         check_sums(sums, stage)
         tensors = mapped(stage.finish(sums, tensors), options.keep)
         seconds = round(time.perf_counter() - started, 3)
-        stages.append({"name": stage.name, "rows": sums.examples, "agreement": trail, "seconds": seconds})
+        stages.append({**stage_record(stage, sums), "agreement": trail, "seconds": seconds})
         notes += rescues
         if keeper is not None:
             keeper.keep(Reached(tensors, stages, notes), seconds)
+    notes += scarce(stages, source.layers.sizes)
     return Factors(tensors, {"fisher": options.fisher if stages else None, "stages": stages, "notes": notes})
+
+
+def stage_record(stage: Stage, sums: Sums) -> dict[str, Any]:
+    """What a finished stage says of itself: its name, and how many examples and token positions it saw."""
+    return {"name": stage.name, "rows": sums.examples, "positions": min(sums.positions.values(), default=0)}
+
+
+def scarce(stages: Sequence[Mapping[str, Any]], sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A caution where covariances of W x W numbers come from hardly more than W positions."""
+    width = max((max(size) for size in sizes.values()), default=0)
+    seen = next((stage.get("positions") for stage in stages if stage["name"] in KRONECKER_STAGES), None)
+    if seen is None or seen >= POSITIONS_PER_WIDTH * width:
+        return []
+    return [
+        f"the curvature was fitted on {seen:,} tokens for layers up to {width:,} wide: with so few, damping and the "
+        "draw of labels decide much of the order (more rows help; another --seed shows how far)"
+    ]
 
 
 @contextmanager
