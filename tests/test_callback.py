@@ -151,7 +151,7 @@ def test_a_later_trace_finds_and_uses_it(happened):
     [
         ({"max_length": 5}, "max_length"),
         ({"rows": [{"prompt": " ".join(r["text"].split()[:3]), "completion": " " + " ".join(r["text"].split()[3:])}
-                   for r in animal_rows(10)]}, "mask"),
+                   for r in animal_rows(10)], "task": "causal_lm:loss_on=auto"}, "mask"),
         ({"rows": [{"text": "a " + r["text"]} for r in animal_rows(10)]}, "template or tokenizer"),
     ],
 )  # fmt: skip

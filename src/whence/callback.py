@@ -180,10 +180,11 @@ def _described(args: Any, given: Mapping[str, Any], *, ids: Sequence[str] | None
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "full_determinism": bool(args.full_determinism)},
         "optimiser": _optimiser(optimiser, model, clip=float(args.max_grad_norm or 0.0)),
         "objective": _objective(args, model),
+        "loss": _loss(args),
         "dropout": _dropouts(model),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "as loaded",
         "encoding": _encoding(args, tokenizer),
-        "probes": _probes(loader),
+        "probes": _probes(loader, getattr(tokenizer, "eos_token_id", None)),
     }
 
 
@@ -218,7 +219,18 @@ def _objective(args: Any, model: Any) -> str:
     taken = getattr(getattr(forward, "__code__", None), "co_flags", 0) & 0x08  # takes **kwargs: the Trainer's own test
     accepted = getattr(_inside(model), "accepts_loss_kwargs", bool(taken))
     smoothed = float(getattr(args, "label_smoothing_factor", 0.0) or 0.0)
-    return "other" if smoothed else "step_tokens" if accepted else "batch_means"
+    kind = getattr(args, "loss_type", None)  # of TRL: "nll" is the Trainer's own, all others are losses of their own
+    own = kind not in (None, "nll")
+    return "other" if smoothed or own else "step_tokens" if accepted else "batch_means"
+
+
+def _loss(args: Any) -> dict[str, Any]:
+    """What TRL's trainers say of their loss."""
+    names = ("loss_type", "beta", "label_smoothing")
+    found = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if isinstance(kinds := found.get("loss_type"), (list, tuple)):
+        found["loss_type"] = "+".join(map(str, kinds))
+    return found if "loss_type" in found else {}
 
 
 def _inside(model: Any) -> Any:
@@ -251,7 +263,7 @@ def _encoding(args: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _probes(loader: Any) -> list[dict[str, Any]]:
+def _probes(loader: Any, eos: int | None) -> list[dict[str, Any]]:
     """Some rows as the model will see them, through the trainer's own collator."""
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if not callable(collate) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -260,7 +272,7 @@ def _probes(loader: Any) -> list[dict[str, Any]]:
     chosen = sorted({n * total // min(PROBES, total) for n in range(min(PROBES, total))}) if total else []
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        return [probe for n in chosen if (probe := _probe(n, collate([dataset[n]]))) is not None]  # type: ignore[index]
+        return [probe for n in chosen if (probe := _probe(n, collate([dataset[n]]), eos)) is not None]  # type: ignore[index]
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
         return []  # a collator that takes no single row: nothing to compare with later
     finally:
@@ -269,14 +281,29 @@ def _probes(loader: Any) -> list[dict[str, Any]]:
         torch.set_rng_state(states[2])
 
 
-def _probe(number: int, batch: Any) -> dict[str, Any] | None:
+def _probe(number: int, batch: Any, eos: int | None) -> dict[str, Any] | None:
+    """One row; of a preference pair (TRL's DPO) the chosen side, and the rejected one as ``second``."""
     if not isinstance(batch, Mapping) or "input_ids" not in batch or np.ndim(batch["input_ids"]) != 2:
         return None
-    ids = np.asarray(batch["input_ids"])[0]
-    mask = np.asarray(batch["attention_mask"])[0].astype(bool) if "attention_mask" in batch else np.ones(len(ids), bool)
-    found: dict[str, Any] = {"row": number, "length": int(mask.sum()), "ids": digest(ids[mask])}
+    sides = [_side(batch, n, eos) for n in range(len(batch["input_ids"]))]
+    if len(sides) == 2 and "completion_mask" in batch:
+        return {"row": number, **sides[0], "second": sides[1]}
+    return {"row": number, **sides[0]} if len(sides) == 1 else None
+
+
+def _side(batch: Mapping[str, Any], number: int, eos: int | None) -> dict[str, Any]:
+    """One sequence of a batch: its length, digests of its tokens and labels, and whether it ends as it should."""
+    ids = np.asarray(batch["input_ids"])[number]
+    there = batch.get("attention_mask")
+    mask = np.ones(len(ids), bool) if there is None else np.asarray(there)[number].astype(bool)
+    own = ids[mask]
+    found: dict[str, Any] = {"length": len(own), "ids": digest(own)}
+    if eos is not None and len(own):
+        found["eos"] = bool(own[-1] == eos)
     labels = batch.get("labels")
-    if labels is not None and np.shape(labels) == (1, len(ids)):
-        own = np.asarray(labels)[0][mask][1:]  # the first token is never predicted
-        found |= {"loss_tokens": int((own != -100).sum()), "labels": digest(own)}
+    if labels is None and "completion_mask" in batch:
+        labels = np.where(np.asarray(batch["completion_mask"]).astype(bool), np.asarray(batch["input_ids"]), -100)
+    if labels is not None and np.shape(labels) == np.shape(batch["input_ids"]):
+        trained = np.asarray(labels)[number][mask][1:]  # the first token is never predicted
+        found |= {"loss_tokens": int((trained != -100).sum()), "labels": digest(trained)}
     return found

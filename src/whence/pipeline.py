@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from whence.curvature.settings import read_settings, split_spec
+from whence.curvature.settings import read_settings, settings_of, split_spec
 from whence.errors import DataError, OptionError, TaskError, did_you_mean
 from whence.gradients.layers import Layers, find_layers
 from whence.gradients.source import LiveGradients
@@ -39,6 +39,8 @@ class Material:
         source: the examples' gradients.
         train_size: N of the training, where these are only some of its rows; 0 = these are all.
         recorded: how they stand to the training's record; None without one.
+        encoded_by: the task that encoded them, where a record says that training encoded its rows in another way than
+            questions are; None = the subject's own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Material:
     source: LiveGradients
     train_size: int = 0
     recorded: Compared | None = None
+    encoded_by: Task | None = None
 
     @property
     def total(self) -> int:
@@ -85,6 +88,7 @@ class Subject:
         options: the resolved settings.
         watch: who hears about it.
         record: of the training that made the model; None when there is none, or it is ignored.
+        as_recorded: settings of the task by which the record's rows were encoded, and these were not given.
     """
 
     loaded: Loaded
@@ -94,22 +98,34 @@ class Subject:
     watch: Watcher
     seconds: dict[str, float] = field(default_factory=dict)
     record: Record | None = None
+    as_recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_subject(model: Any, options: TraceOptions, watch: Watcher, *, task: Task | None = None) -> Subject:
+def open_subject(
+    model: Any, options: TraceOptions, watch: Watcher, *, task: Task | None = None, record: Record | None = None
+) -> Subject:
     """Load the model, choose the task and find the layers.
+
+    Args:
+        model: as ``load_model``.
+        options: the settings; what a record says of the rows holds where they do not.
+        watch: hears what was derived.
+        task: instead of the one that the options name.
+        record: of a training, instead of the one beside the model; rows are encoded like that one's, not compared.
 
     Raises:
         ModelError, OptionError, LayerError: see ``load_model`` and ``find_layers``.
     """
-    asked, record = check_task(options.task), record_of(model, options)
+    asked, beside = check_task(options.task), None if record is not None else record_of(model, options)
+    record = record or beside
     options = with_record(options, record)
     loaded = _load(model, options, task=asked if asked in AUTO_CLASSES else "auto")
     layers = find_layers(loaded.model, options.layers)
     loaded = _spread(loaded, options)
-    task = task or make_task(loaded, options)
+    told = {} if task is not None or record is None else _as_recorded(loaded, options, record)
+    task = task or make_task(loaded, options, record)
     _note_model(loaded, layers, watch)
-    return Subject(loaded, task, layers, options, watch, record=record)
+    return Subject(loaded, task, layers, options, watch, record=beside, as_recorded=told)
 
 
 def open_classifier(
@@ -175,8 +191,21 @@ def check_task(spec: str) -> str:
     return name
 
 
-def make_task(loaded: Loaded, options: TraceOptions) -> Task:
+def _as_recorded(loaded: Loaded, options: TraceOptions, record: Record) -> dict[str, Any]:
+    """Settings of the rows' encoding that the record knows, the task has, and the user did not give."""
+    asked, given = split_spec(options.task, what="task")
+    known = settings_of(getattr(get_task(loaded.task if asked == "auto" else asked), "of", None))
+    told = {name: value for name, value in record.row_settings().items() if name in known and name not in given}
+    return {name: value for name, value in told.items() if value != known[name].default}
+
+
+def make_task(loaded: Loaded, options: TraceOptions, record: Record | None = None) -> Task:
     """The task that fits the model, with its tokenizer, its length limit and the settings after its name.
+
+    Args:
+        loaded: the model.
+        options: ``task`` among them.
+        record: of its training; a recorded β of preferences is used where none is given.
 
     Raises:
         TaskError: a task that cannot be set up from a model and options alone.
@@ -184,6 +213,8 @@ def make_task(loaded: Loaded, options: TraceOptions) -> Task:
     asked, given = split_spec(options.task, what="task")
     name = loaded.task if asked == "auto" else asked
     make = getattr(get_task(name), "of", None)
+    if record is not None and name == "preference" and "beta" in record.loss:
+        given = {"beta": str(record.loss["beta"]), **given}
     if make is None:
         raise TaskError(
             f"task {name!r} needs settings that only Python can give",
@@ -224,7 +255,8 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
     allowed = options.bad_rows_allowed if what == "train" else 0
     reading = ReadOptions(columns=options.columns, max_bad_rows=allowed, source=what)
     rows = read_rows(spec, options=reading) if what == "train" else _read_questions(spec, reading)
-    examples, bad = encode_rows(subject.task, rows.rows)
+    task = _encoder(subject) if what == "train" else subject.task
+    examples, bad = encode_rows(task, rows.rows)
     examples = _prepared(subject, examples)
     quarantine = (*rows.quarantine, *bad)
     check_bad_rows(quarantine, len(rows.ids), allowed)
@@ -240,9 +272,19 @@ def open_rows(subject: Subject, spec: Any, *, what: str, name: str = "") -> Mate
         ranks=subject.loaded.ranks,
         shelve="activations" in options.offload,
     )
-    material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source)
+    material = Material(name or spec_name(spec), rows, tuple(examples), quarantine, source, encoded_by=task)
     _note_rows(material, what, subject.watch)
     return material if what != "train" else _of_training(subject, material)
+
+
+def _encoder(subject: Subject) -> Task:
+    """The task by which training encoded its rows: as recorded, where the user did not say otherwise."""
+    told, task = subject.as_recorded, subject.task
+    if not told or not is_dataclass(task) or isinstance(task, type):
+        return task
+    said = ", ".join(f"{name} = {value}" for name, value in told.items())
+    subject.watch.note("record", f"recorded  training rows are encoded with {said}", **told)
+    return replace(task, **told)
 
 
 def _of_training(subject: Subject, material: Material) -> Material:

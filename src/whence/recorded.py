@@ -22,6 +22,7 @@ from whence.errors import DataError, OptionError, StoreError
 from whence.options import TraceOptions
 from whence.report.characters import visible
 from whence.tasks.base import Example
+from whence.tasks.preference import CHOSEN, REJECTED
 
 FILE, FORMAT = "whence_training.json", "whence training record 1"
 MOST_BYTES = 1 << 30
@@ -29,16 +30,23 @@ _CHECKPOINT = re.compile(r"checkpoint-\d{1,18}")
 SHOWN = 3
 
 
-class Probe(BaseModel):
-    """One row as the trainer saw it: how long it was, and digests of its tokens and labels."""
+class Side(BaseModel):
+    """One sequence as the trainer saw it: its length, digests of tokens and labels, whether it ended with the token."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    row: int
     length: int
     ids: str
     loss_tokens: int | None = None
     labels: str | None = None
+    eos: bool | None = None
+
+
+class Probe(Side):
+    """One row; of a preference pair the chosen side, with the rejected one as ``second``."""
+
+    row: int
+    second: Side | None = None
 
 
 class RowsRecord(BaseModel):
@@ -69,6 +77,7 @@ class Record(BaseModel):
     seeds: Mapping[str, Any] = Field(default_factory=dict)
     optimiser: Mapping[str, Any] = Field(default_factory=dict)
     objective: str = ""
+    loss: Mapping[str, Any] = Field(default_factory=dict)
     dropout: Mapping[str, float] = Field(default_factory=dict)
     precision: str = ""
     encoding: Mapping[str, Any] = Field(default_factory=dict)
@@ -88,6 +97,21 @@ class Record(BaseModel):
             "seeds": dict(self.seeds),
             "order": self.order,
         }
+
+    def row_settings(self) -> dict[str, Any]:
+        """Settings by which a language-model task encodes the rows as they were, where all compared rows agree.
+
+        TRL ends rows of text with the end-of-sequence token, and trains prompts too where it is told to.
+        """
+        longest = self.encoding.get("max_length")
+        whole = [p for p in self.probes if not isinstance(longest, int) or p.length < longest]
+        found: dict[str, Any] = {}
+        if whole and not self.rows.packed:
+            if all(p.eos is not None for p in whole):
+                found["append_eos"] = all(p.eos for p in whole)
+            if all(p.loss_tokens == p.length - 1 for p in whole):
+                found["loss_on"] = "all"
+        return found
 
 
 def digest(values: Any) -> str:
@@ -205,7 +229,8 @@ def compare(record: Record, ids: Sequence[str], examples: Sequence[Example]) -> 
     Raises:
         DataError: the same rows with other tokens, lengths or labels; names what differs.
     """
-    pairs = [(probe, example) for probe, example in _matched(record, ids, examples) if example is not None]
+    found = [(probe, example) for probe, example in _matched(record, ids, examples) if example is not None]
+    pairs = [(probe, example) for probe, example in found if len(_sides(example)) == 1 + (probe.second is not None)]
     wrong = [said for probe, example in pairs if (said := difference(probe, example))]
     if wrong:
         longest = max(probe.length for probe, _ in pairs)
@@ -238,25 +263,36 @@ def _matched(record: Record, ids: Sequence[str], examples: Sequence[Example]) ->
         return [(p, usable.get(known[p.row])) for p in record.probes if 0 <= p.row < len(known)]
     if record.rows.count == len(ids) and not record.rows.packed:
         return [(p, usable.get(ids[p.row])) for p in record.probes if 0 <= p.row < len(ids)]
-    by_content = {digest(e.inputs["input_ids"]): e for e in examples if "input_ids" in e.inputs}
+    by_content = {digest(sides[0][0]): e for e in examples if (sides := _sides(e))}
     return [(p, by_content.get(p.ids)) for p in record.probes]
+
+
+def _sides(example: Example) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and labels of a row's sequences: one, or the chosen and the rejected one; none where it has no tokens."""
+    inputs = example.inputs
+    if "input_ids" in inputs:
+        return [(inputs["input_ids"], np.asarray(example.labels))]
+    return [(inputs[side], inputs[f"{side}_labels"]) for side in (CHOSEN, REJECTED) if side in inputs]
 
 
 def difference(probe: Probe, example: Example) -> str:
     """What differs between a row as recorded and as encoded now; empty when nothing does."""
-    ids = example.inputs.get("input_ids")
-    if ids is None:
+    recorded: list[Side] = [probe] if probe.second is None else [probe, probe.second]
+    told = (_differs(side, own, example) for side, own in zip(recorded, _sides(example), strict=False))
+    return next(filter(None, told), "")
+
+
+def _differs(side: Side, own: tuple[np.ndarray, np.ndarray], example: Example) -> str:
+    ids, labels = own
+    if digest(ids) != side.ids:
+        cut = len(ids) > side.length and digest(ids[: side.length]) == side.ids
+        kind = (
+            "max_length" if cut or (example.truncated and len(ids) < side.length) else "tokens (template or tokenizer)"
+        )
+        return f"{kind}: {example.id} had {side.length} tokens, has {len(ids)}"
+    if side.labels is None or np.shape(labels) != np.shape(ids) or digest(labels[1:]) == side.labels:
         return ""
-    if digest(ids) != probe.ids:
-        if len(ids) > probe.length and digest(ids[: probe.length]) == probe.ids:
-            return f"max_length: {example.id} had {probe.length} tokens, has {len(ids)}"
-        if example.truncated and len(ids) < probe.length:
-            return f"max_length: {example.id} had {probe.length} tokens, has {len(ids)}"
-        return f"tokens (template or tokenizer): {example.id} had {probe.length} tokens, has {len(ids)}"
-    labels = example.labels
-    if probe.labels is None or np.shape(labels) != np.shape(ids) or digest(labels[1:]) == probe.labels:
-        return ""
-    return f"mask: {example.id} was trained on {probe.loss_tokens} tokens, has {example.loss_tokens}"
+    return f"mask: {example.id} was trained on {side.loss_tokens} tokens, has {int((labels[1:] != -100).sum())}"
 
 
 def positions(record: Record, ids: Sequence[str], examples: Sequence[Example]) -> list[int]:

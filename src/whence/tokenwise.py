@@ -152,7 +152,7 @@ def _placed(subject: Subject, material: Material, id_: str) -> Placement:
     row = next(row for row in material.rows.rows if row.id == id_)
     example = next(example for example in material.examples if example.id == id_)
     view: RowView = row_view(row)
-    return place_tokens(subject.task, row, example, view)
+    return place_tokens(material.encoded_by or subject.task, row, example, view)
 
 
 def side_by_side(parts: Sequence[Scores], renamed: Sequence[Mapping[str, str]], total: int) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def run_of(
 
 def _unrolled(base: Any, train: Any, query: Any, *, run: Run, options: TraceOptions) -> tuple[Scores, dict[str, Any]]:
     started = time.perf_counter()
-    subject = open_subject(base, options, run.watch)
+    record = None if run.record is None else read_record(run.record)
+    subject = open_subject(base, options, run.watch, record=record)
     trained = open_rows(subject, train, what="train")
     asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
     check_losses(asked)
