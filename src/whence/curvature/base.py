@@ -119,6 +119,7 @@ class Stage:
         finish: (sums, factors) -> factors.
         operator: factors -> the undamped curvature so far; used by the split-half check and, of the last stage, by
             the method.
+        apart: whether ``prepare`` takes long and looks at each layer alone, so that layers may be shared out.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Stage:
     terms: Terms
     finish: Callable[[Sums, LayerTensors], LayerTensors]
     operator: Callable[[LayerTensors], Blocks]
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def operator(factors: Factors, _problem: Problem) -> Blocks:
     return blocks(factors.tensors)
 
 
-EIGENVALUES = Stage("eigenvalues", decompose, terms, finish, blocks)
+EIGENVALUES = Stage("eigenvalues", decompose, terms, finish, blocks, apart=True)
 
 
 def method(*, blocks: int = 1, largest: int = LARGEST) -> Method:

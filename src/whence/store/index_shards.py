@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from whence.gradients.source import Closed, GradientSource
@@ -108,13 +108,16 @@ def _digest(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
 def read_factors(
     path: Path, places: Mapping[str, Mapping[str, str]], *, device: str = "cpu"
 ) -> dict[str, dict[str, Tensor]]:
-    """The inverse of ``write_factors``; what was equal is one tensor.
+    """The inverse of ``write_factors``, for the layers that ``places`` has; what was equal is one tensor.
 
     Raises:
         StoreError: a file that does not hold what it should.
     """
     try:
-        kept = load_file(path, device=device)
+        with safe_open(path, "pt", device=device) as file:
+            kept = {
+                key: file.get_tensor(key) for key in sorted({k for named in places.values() for k in named.values()})
+            }
         return {layer: {name: kept[key] for name, key in named.items()} for layer, named in places.items()}
     except (SafetensorError, OSError, KeyError, AttributeError) as error:
         raise damaged(path, str(error)) from error
