@@ -32,3 +32,8 @@ def test_an_array_takes_the_work_of_the_dead(place: Path) -> None:
 def test_two_builders_and_a_reader(place: Path) -> None:
     found = crews.races(place, builders=3, reads=60)
     assert found.failed == 0 and found.facts["reads"] == 60, found
+
+
+def test_names_that_appear_late(place: Path) -> None:
+    found = crews.late_names(place, counts=(2,))
+    assert found.failed == 0 and found.tried == 1, found

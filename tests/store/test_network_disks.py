@@ -12,6 +12,7 @@ import pytest
 
 from whence.errors import StoreError
 from whence.store import atomic
+from whence.store.index_journal import Journal
 from whence.store.run import Lock, claimed
 
 
@@ -71,3 +72,12 @@ def test_without_flock_many_processes_are_told_why(tmp_path: Path, monkeypatch: 
     with pytest.raises(StoreError, match="disk without locks"):
         lock.share()
     lock.release()
+
+
+def test_an_entry_is_for_its_writer_as_for_everybody(tmp_path: Path) -> None:
+    """Also where a listing does not show the own journal yet: the order of the keys is the order in the next file."""
+    writer, reader = Journal(tmp_path), Journal(tmp_path)
+    writer.enter({"name": "fit-0.safetensors", "places": {"z": {"b": "0", "a": "1"}, "a": {}}})
+    reader.refresh()
+    told = [str(journal.entries["fit-0.safetensors"]) for journal in (writer, reader)]
+    assert told[0] == told[1]

@@ -65,9 +65,11 @@ class Journal:
 
     def enter(self, entry: Mapping[str, Any]) -> None:
         """Append an entry; it needs a ``name``."""
-        plain = atomic.plain(entry)
-        atomic.append_line(self.folder / self.own, line_of(plain))
-        self.entries[plain["name"]] = plain
+        line = line_of(atomic.plain(entry))
+        atomic.append_line(self.folder / self.own, line)
+        kept = read_line(line.encode())  # as everybody reads it, also in the order of its keys: files follow that order
+        assert kept is not None
+        self.entries[kept["name"]] = kept
 
     def merged(self, kept: Iterable[str] | None = None) -> None:
         """One journal of all, in the order of names; with ``kept`` only of these. Only when nobody else is at work."""
