@@ -52,7 +52,12 @@ def test_weights_follow_the_summed_scores(world, tmp_path):
     assert lines == [line for line, n in zip(own, found.counts.tolist(), strict=True) for _ in range(n)]
     assert "nats per doubling" in (tmp_path / "mix" / "report.html").read_text()
     again = mixture(scores, data=spec(world), how=Mixing(strength=0.5, after=tmp_path / "mix"))
-    assert again.weights == pytest.approx({k: w * found.weights[k] for k, w in found.weights.items()}, rel=1e-4)
+    now = {k: found.weights[k] * v for k, v in pulled.items()}  # a source of weight 1.5 has 1.5 times its effect
+    largest = max(map(abs, now.values()))
+    assert again.pulled == pytest.approx(now, rel=1e-4)
+    assert again.weights == pytest.approx(
+        {k: found.weights[k] * (1 + 0.5 * v / largest) for k, v in now.items()}, rel=1e-4
+    )
 
 
 def test_mixtures_that_cannot_be(world, tmp_path):

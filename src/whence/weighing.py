@@ -104,7 +104,8 @@ def mixture(run: Scores | str | Path, *, data: Any = None, how: Mixing | None = 
     opened = open_places(spec, columns=columns)
     check_same(opened, scores.train_ids, (scores.about.get("train") or {}).get("fingerprint"))
     before = _weights_before(how, opened)
-    pulled = pulls(scores.values, opened.sources, scores.n_train)
+    # of the source as it is in the mixture by now: (1 + β) times its weighed rows
+    pulled = {s: before[s] * p for s, p in pulls(scores.values, opened.sources, scores.n_train).items()}
     weights = step(before, pulled, strength=how.strength)
     taken = counts(opened.sources, weights, seed=how.seed, size=how.size)
     about = {
