@@ -67,6 +67,22 @@ def test_a_question_carries_what_its_proponents_give(scores):
     assert all(score == 0 for score, masked in zip(track.scores, track.masked, strict=True) if masked)
 
 
+@pytest.mark.parametrize("options", [{}, {"normalise": "relative"}, {"method": "cg:tolerance=1e-12"}])
+def test_a_long_question_carries_the_same_without_its_pairs(model, monkeypatch, options):
+    """One derivative along the strongest rows against a query for every token."""
+    given = {"train": animal_rows(), "query": QUESTION, "dtype": "float64", "tokens": 3, **options}
+    if "method" not in options:
+        table = whence.attribute(model, **given).query_tracks["query:1"]
+    monkeypatch.setattr("whence.scores.tracks.WORK_POSITIONS", 1)
+    without = whence.attribute(model, **given)
+    track = without.query_tracks["query:1"]
+    assert without.token_tracks and not without.token_pairs
+    assert track.total == pytest.approx(sum(line.score for line in without.proponents(0, 3)), rel=1e-5)
+    if "method" not in options:
+        assert (track.spans, track.masked, track.kind) == (table.spans, table.masked, table.kind)
+        np.testing.assert_allclose(track.scores, table.scores, rtol=1e-4, atol=1e-5)
+
+
 def test_spans_are_the_words_of_the_row(scores):
     for (_, train_id), tracks in scores.token_tracks.items():
         text = scores.train_rows[train_id].text

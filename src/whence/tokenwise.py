@@ -12,7 +12,7 @@ from whence.linalg.operators import Operator
 from whence.pipeline import Material, Subject
 from whence.results import RowView, Scores, TokenTrack
 from whence.scores.score import Queries
-from whence.scores.tracks import WORK_NUMBERS, Look, QueryTokens, Way, affordable, head_layers, look_into
+from whence.scores.tracks import Look, QueryTokens, Way, affordable, carried, head_layers, look_into
 from whence.tasks.placing import Placement, place_tokens
 from whence.tasks.rows import row_view
 
@@ -66,7 +66,12 @@ def look_closer(sides: Sides, found: Mapping[str, Any]) -> dict[str, Any]:
         watch.step("tokens", done, len(ids))
         chosen = _strongest(sides, found, done)
         if chosen:
-            _add(parts, sides, query_id, chosen=chosen, tokens=look_into(look, query_id, list(chosen)))
+            tokens = look_into(look, query_id, list(chosen))
+            turns = _turns(sides, chosen, tokens)
+            _add(parts, sides, query_id, chosen=chosen, tokens=tokens, turns=turns)
+            if not tokens.pairs:
+                ups = {id_: turns[id_] for id_, score in chosen.items() if score > 0}
+                _carry(parts, sides, query_id, shares=carried(look, query_id, ups) if ups else None)
     watch.step("tokens", len(ids), len(ids))
     return parts
 
@@ -97,8 +102,7 @@ def _say_limits(sides: Sides, look: Look) -> None:
     if look.asked is None:
         watch.note("tokens", "tokens    of the rows only: the question is a mixture, a measurement or a label")
     elif not all(affordable(look, q) for q in sides.queries.ids[:QUERIES_MOST]):
-        said = f"some question's tokens left out: over {WORK_NUMBERS:.0e} gradient numbers, or an iterative method"
-        watch.note("tokens", f"tokens    {said}")
+        watch.note("tokens", "tokens    no pairs of tokens for some questions: too long for it, or an iterative method")
 
 
 def _strongest(sides: Sides, found: Mapping[str, Any], q: int) -> dict[str, float]:
@@ -114,16 +118,34 @@ def _strongest(sides: Sides, found: Mapping[str, Any], q: int) -> dict[str, floa
     return {names[at[n]]: float(values[n]) for n in (*up, *down)}
 
 
+def _turns(sides: Sides, chosen: Mapping[str, float], tokens: QueryTokens) -> dict[str, float]:
+    """Row id -> what turns shares of its inner product into shares of its score (relative, cosine)."""
+    wholes = {id_: tokens.positions[id_].sum() + tokens.rest[id_] for id_ in chosen}
+    plain = sides.subject.options.normalise == "none"
+    return {id_: 1.0 if plain or not wholes[id_] else score / wholes[id_] for id_, score in chosen.items()}
+
+
+def _carry(parts: dict[str, Any], sides: Sides, query_id: str, *, shares: np.ndarray | None) -> None:
+    """The question's own track from its tokens' shares."""
+    if shares is not None:
+        parts["query_tracks"][query_id] = _track(_placed(sides.asking, sides.asked, query_id), shares, "query")
+
+
 def _add(
-    parts: dict[str, Any], sides: Sides, query_id: str, *, chosen: Mapping[str, float], tokens: QueryTokens
+    parts: dict[str, Any],
+    sides: Sides,
+    query_id: str,
+    *,
+    chosen: Mapping[str, float],
+    tokens: QueryTokens,
+    turns: Mapping[str, float],
 ) -> None:
     """One question's findings, by characters and in the unit of the row's score."""
     asked = _placed(sides.asking, sides.asked, query_id) if tokens.pairs else None
     question = None if asked is None else np.zeros(len(asked.spans) + 1)
     for id_, score in chosen.items():
         place = _placed(sides.subject, sides.trained, id_)
-        whole = tokens.positions[id_].sum() + tokens.rest[id_]
-        turn = 1.0 if sides.subject.options.normalise == "none" or not whole else score / whole
+        turn = turns[id_]
         tracks = [_track(place, tokens.positions[id_] * turn, "position", rest=tokens.rest[id_] * turn)]
         if id_ in tokens.outputs:
             tracks.append(_track(place, tokens.outputs[id_] * turn, "output"))

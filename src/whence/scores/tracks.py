@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from whence.errors import TaskError
 from whence.gradients.source import Closed, LiveGradients
-from whence.linalg.matrix_batch import MatrixBatch
+from whence.linalg.matrix_batch import Full, MatrixBatch
 from whence.linalg.operators import Blocks, Gradients, Operator
 from whence.scores.score import Queries, collect, prepare_queries
 from whence.scores.tokens import TokenScores, by_input, by_output, by_position, split_targets
@@ -22,7 +24,8 @@ from whence.tasks.batches import plan_batches
 
 CHUNK_NUMBERS = 100_000_000  # gradient numbers of query tokens held at once (float32: 400 MB)
 BATCH_TOKENS = 4096
-WORK_NUMBERS = 10_000_000_000  # beyond this many, the question's tokens are left out, aloud
+WORK_NUMBERS = 10_000_000_000  # beyond this many, a question has no table of token pairs
+WORK_POSITIONS = 1 << 16  # nor beyond so many positions of its copies, each explaining one token: as of many rows
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,16 @@ def only(queries: Queries, q: int) -> Queries:
 
 
 def affordable(look: Look, query_id: str) -> bool:
-    """May every token of the question become a query of its own? Never where each needs an iterative solve."""
+    """May every token of the question become a query of its own?
+
+    Never where each needs an iterative solve, nor where that would be the longest part of the run.
+    """
     direct = look.inverse.direct if isinstance(look.inverse, Way) else isinstance(look.inverse, Blocks)
     if look.asked is None or not direct:
         return False
-    return _followed(look) * _question(look.asked, query_id).loss_tokens <= WORK_NUMBERS
+    question = _question(look.asked, query_id)
+    numbers, positions = _followed(look) * question.loss_tokens, question.length * question.loss_tokens
+    return numbers <= WORK_NUMBERS and positions <= WORK_POSITIONS
 
 
 def _followed(look: Look) -> int:
@@ -161,6 +169,32 @@ def _pairs(look: Look, query_id: str, ids: Sequence[str]) -> tuple[dict[str, np.
             tables.setdefault(id_, np.zeros((question.length, values.shape[1])))[at] = values
             rests[id_] += float(found.unplaced[id_].sum())
     return tables, rests
+
+
+def carried(look: Look, query_id: str, weights: Mapping[str, float]) -> np.ndarray | None:
+    """T shares of the question's tokens in what some rows together give to it, without a query for every token.
+
+    The share of token t is ⟨∇loss_t, (G + damping)⁻¹ Σ w_n g_n⟩: a derivative of the token losses along the rows'
+    direction, two backward passes for all tokens. None where the rows belong to another stage of training, or the model
+    has no second derivatives.
+
+    Args:
+        look: where.
+        query_id: the question.
+        weights: row id -> its weight w in the sum.
+    """
+    if look.asked is None or isinstance(look.inverse, Way):
+        return None
+    rows = collect(look.train.only(list(weights)), "true")
+    w_N = [weights[id_] for id_ in rows.ids]
+    total = {layer: _summed(grads.full(), w_N) for layer, grads in rows.grads.items()}
+    along = Queries((query_id,), look.inverse.apply(total), np.zeros(1))
+    return _first(by_output, look.asked, along, ids=[query_id]).get(query_id)
+
+
+def _summed(grads_NOI: Tensor, w_N: Sequence[float]) -> MatrixBatch:
+    weights = torch.tensor(w_N, dtype=grads_NOI.dtype, device=grads_NOI.device)
+    return Full(torch.einsum("n,noi->oi", weights, grads_NOI)[None])
 
 
 def _prepared(source: LiveGradients, inverse: Operator | Way) -> Queries:
