@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from whence.linalg.partition import LARGEST
 
-PART = 4 * 1024**3  # cost of a part worth a file of its own: some seconds of one core
+PART = 4 * 1024**3  # cost of a part worth a file of its own: one to two seconds of a core
 MOST_PARTS = 64
 
 
