@@ -237,6 +237,15 @@ def test_unknown_columns_name_what_was_found():
     with pytest.raises(DataError, match="sentence") as caught:
         read_rows([{"sentence": "x", "score": 1}])
     assert "text=sentence" in caught.value.try_
+    with pytest.raises(DataError) as caught:
+        read_rows([{"question": "x", "answer": "y"}])
+    assert "--column prompt=question --column completion=answer" in caught.value.try_
+
+
+def test_what_follows_a_prompt_may_be_called_its_response():
+    rows = read_rows([{"prompt": "q", "response": "a"}, {"prompt": "q", "response": "not this", "completion": "b"}])
+    assert rows.shape == "prompt_completion"
+    assert [row_view(row).spans[1] for row in rows.rows] == [("completion", "a"), ("completion", "b")]
 
 
 def test_a_mapped_column_that_is_not_there():

@@ -196,7 +196,7 @@ def _check_mapped(mapped: Mapping[str, str], columns: Iterable[str]) -> None:
 
 
 def _mapped(record: Record, columns: Mapping[str, str]) -> Record:
-    if record.fields is None or not columns:
+    if record.fields is None:
         return record
     return record._replace(fields=apply_columns(record.fields, columns))
 

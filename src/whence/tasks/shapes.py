@@ -69,19 +69,26 @@ def apply_columns(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict
     """The record with the user's columns also under the names whence knows.
 
     The user's column comes before one that has the known name already. A record without the user's column stays as it
-    is: with several sources, each may have names of its own.
+    is: with several sources, each may have names of its own. What follows a prompt may be called its response.
     """
-    return {**fields, **{known: fields[theirs] for known, theirs in columns.items() if theirs in fields}}
+    named = {**fields, **{known: fields[theirs] for known, theirs in columns.items() if theirs in fields}}
+    if "prompt" in named and "response" in named and "completion" not in named:
+        named["completion"] = named["response"]
+    return named
 
 
 def explain_columns(columns: Sequence[str], shape: str) -> str:
     """What to try when rows fit no shape, naming the columns that are there."""
     found = ", ".join(columns[:20]) or "none"
+    asked, answered = (next((c for c in columns if c.lower() in names), None) for names in (_ASKED, _ANSWERED))
+    if shape in ("auto", "prompt_completion") and asked and answered:
+        return f"columns found: {found}. Name yours: --column prompt={asked} --column completion={answered}"
     target = "text" if shape in ("auto", "text", "text_label") else shape
     example = next((c for c in columns if c.lower() in _TEXT_LIKE), columns[0] if columns else "column")
     return f"columns found: {found}. Name yours: --column {target}={example}"
 
 
+_ASKED, _ANSWERED = {"question", "query", "prompt", "input"}, {"answer", "output", "completion", "response", "target"}
 _TEXT_LIKE = {"sentence", "content", "document", "body", "question", "review", "story", "passage", "en"}
 
 
