@@ -75,9 +75,8 @@ def test_a_quick_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         {},
         {"fit_rows": "auto", "top_k": 2},
-        {"method": "kfac", "normalise": "cosine"},
+        {"method": "kfac", "normalise": "cosine", "offload": ("disk",)},
         {"candidates": "bm25:50%", "audit": 2},
-        {"method": "logra", "offload": ("disk",)},
     ],
     ids=str,
 )
@@ -106,8 +105,8 @@ def test_another_question_takes_the_fit_alone(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(
     ("option", "field"),
-    [({"seed": 3}, "options.seed"), ({"method": "kfac"}, "method"), ({"damping": "relative:0.2"}, "damping"),
-     ({"max_length": 5}, "data.batch_plan"), ({"layers": ("*.mlp.*",)}, "layers")],
+    [({"seed": 3}, "options.seed"), ({"max_length": 5, "damping": "relative:0.2"}, "data.batch_plan"),
+     ({"layers": ("*.mlp.*",)}, "layers")],
 )  # fmt: skip
 def test_other_settings_begin_anew_and_say_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any], field: str

@@ -149,7 +149,16 @@ def traces_told_to_stop(place: Path, *, points: tuple[int, ...] = (40, 90, 140))
     """``whence trace`` that SIGTERM reaches at a disk point: exit code 75, then the same command."""
     rows = write_rows(place / "rows.jsonl", animal_rows(16))
     command = ["trace", "--model", str(model_folder(place / "model")), "--data", str(rows), "--fit-rows", "all"]
-    command += ["--batch-tokens", "26", "--prompt", QUESTION["prompt"], "--response", QUESTION["completion"], "-o"]
+    command += [
+        "--batch-tokens",
+        "26",
+        "--prompt",
+        QUESTION["prompt"],
+        "--response",
+        QUESTION["completion"],
+        "--quiet",
+        "-o",
+    ]
     told = place / "code"
 
     def run(folder: Path) -> None:
