@@ -119,17 +119,26 @@ def _right(tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> bool:
 
 
 def write_cache(folder: Path, of: Mapping[str, Any], kept: Kept, about: Mapping[str, Any]) -> None:
-    """Write a cache, and remove those of other settings or of what the index was before.
+    """Write a cache, and remove those that nobody can use any more: of what the index was before, or damaged.
 
     Raises:
         StoreError, ResourceError: as ``atomic.writing``.
     """
     for other in sorted(folder.parent.glob("faiss-*")):
-        if other != folder and not other.is_symlink():
+        if other != folder and not other.is_symlink() and _stale(other, of):
             remove_cache(other)
     write_tensors(folder / CODES, kept.tensors())
     body = atomic.plain({"format": FORMAT, "of": of, "about": about, "codes": file_record(folder / CODES)})
     atomic.write_json(folder / TOLD, {**body, "seal": seal(body)})
+
+
+def _stale(folder: Path, of: Mapping[str, Any]) -> bool:
+    """Is this the cache of something else than ``of``, beyond how lengths count?"""
+    try:
+        other = read_sealed(folder / TOLD).get("of")
+    except StoreError:
+        return True
+    return not isinstance(other, dict) or {**other, "unit": None} != {**of, "unit": None}
 
 
 def remove_cache(folder: Path) -> None:
