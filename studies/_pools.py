@@ -42,6 +42,7 @@ class Pool:
         texts: N, of the rows; sources and examples likewise.
         good: sources that belong to the target task.
         dev: questions that rows are chosen by; test: questions that the choice is judged by; their texts.
+        fields: N rows as a file has them, with ids; ``dev_fields``: the dev questions.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Pool:
     dev: tuple[Example, ...]
     test: tuple[Example, ...]
     dev_texts: tuple[str, ...]
+    fields: tuple[Mapping[str, Any], ...]
+    dev_fields: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def _pool(
         tuple(encoded[n] for n in usable), frozenset(good), tuple(dev[n] for n in kept),
         tuple(e for e in test if e is not None),
         tuple(f"{asked[0][n]['prompt']}{asked[0][n]['completion']}" for n in kept),
+        tuple({**rows[n], "id": f"row:{n}"} for n in usable), tuple(asked[0][n] for n in kept),
     )  # fmt: skip
 
 

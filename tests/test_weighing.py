@@ -60,6 +60,18 @@ def test_weights_follow_the_summed_scores(world, tmp_path):
     )
 
 
+def test_swaps_keep_the_size(world):
+    scores = whence.attribute(str(world / "model"), train=spec(world), query=str(world / "dev.jsonl"), tokens=0)
+    found = mixture(scores, data=spec(world), how=Mixing(strength=0.5, along="swaps"))
+    mean = scores.values.mean(0) / 30
+    expected = {"cats": mean[:10].mean() - mean.mean(), "others": mean[10:].mean() - mean.mean()}
+    assert found.pulled == pytest.approx(expected, rel=1e-4)
+    assert 10 * found.weights["cats"] + 20 * found.weights["others"] == pytest.approx(30)
+    assert "nats per row swapped" in found.account.tables[0].columns
+    with pytest.raises(OptionError, match="along 'both'"):
+        Mixing(along="both")  # type: ignore[arg-type]
+
+
 def test_mixtures_that_cannot_be(world, tmp_path):
     scores = whence.attribute(str(world / "model"), train=spec(world), query=str(world / "dev.jsonl"), top_k=3)
     with pytest.raises(OptionError, match="strongest rows only"):

@@ -35,7 +35,7 @@ from whence.store import atomic
 from whence.store.provenance import environment
 from whence.store.run import claimed
 from whence.watch import Silent, Watcher
-from whence.weighing import WEIGHTS, Mixing, Mixture, mixture_for
+from whence.weighing import UNITS, WEIGHTS, Mixing, Mixture, mixture_for
 from whence.written import RECORD, write_account
 
 PLAN = "rounds.json"
@@ -90,7 +90,7 @@ class Round:
     """One round.
 
     Attributes:
-        before: source -> weight before; ``weights`` after; ``pulled``: nats per doubling of the source.
+        before: source -> weight before; ``weights`` after; ``pulled`` as in ``Mixture``.
         rows: source -> rows in the mixture.
         loss: mean reference loss after training on it, in nats a question.
     """
@@ -385,7 +385,8 @@ def _told(done: Sequence[Round], first: float, at: _At, *, seconds: float) -> Ac
         Table("Weights", columns, weights),
         Table("Reference loss, nats a question", ("before", *(f"after round {n + 1}" for n in range(len(done)))),
               (tuple(round(loss, 6) for loss in losses),)),
-        Table("Nats per doubling of the source", ("source", *(f"round {n + 1}" for n in range(len(done)))), pulled),
+        Table(f"Effect of each source, {UNITS[at.rounds.mixing.along]}",
+              ("source", *(f"round {n + 1}" for n in range(len(done)))), pulled),
     )  # fmt: skip
     curves = {name: (spots, [done[0].before[name], *(one.weights[name] for one in done)]) for name in names}
     charts = (

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from whence.options import TraceOptions, trace_options
 from whence.results import Scores
 from whence.select.account import Account, Table, chart
 from whence.select.lines import write_counted
-from whence.select.mixture import STRENGTH, counts, pulls, step
+from whence.select.mixture import STRENGTH, counts, pulls, step, swaps
 from whence.select.origins import Opened, check_same, open_places
 from whence.selecting import Mapped, rows_of
 from whence.store import atomic
@@ -30,6 +30,8 @@ from whence.watch import Watcher
 from whence.written import RECORD, check_out, write_account
 
 WEIGHTS = "weights.json"
+UNITS = {"sums": "nats per doubling", "swaps": "nats per row swapped"}
+DONE = {"sums": "doubling {}", "swaps": "one row more of {} and one less of the mixture"}
 CAUTION = (
     "The step is first order in the weights and the curvature is that of the rows as they were: small steps, a model "
     "trained on the new mixture, and another round (--after) go further than one large step."
@@ -45,12 +47,19 @@ class Mixing:
         size: rows of the new sample; None = as the weights say.
         seed: of the sample.
         after: folder of the round before, whose weights are taken on; None = every source as it is.
+        along: ``sums``, the effect of doubling a source, as in IDEAL; or ``swaps``, the effect of one row more of the
+            source and one less of the mixture, which keeps its size and does not grow with that of the source.
     """
 
     strength: float = STRENGTH
     size: int | None = None
     seed: int = 0
     after: str | Path | None = None
+    along: Literal["sums", "swaps"] = "sums"
+
+    def __post_init__(self) -> None:
+        if self.along not in UNITS:
+            raise OptionError(f"along {self.along!r}", wanted="sums or swaps")
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class Mixture:
 
     Attributes:
         weights: source -> times its rows.
-        pulled: source -> fall of the mean reference loss per doubling of the source, in nats, to first order.
+        pulled: source -> fall of the mean reference loss in nats, to first order, per doubling of the source or (along
+            swaps) per row swapped for one of it.
         counts: N: how often each row is taken.
         account: what was done and why.
         opened: the rows and their places.
@@ -104,13 +114,15 @@ def mixture(run: Scores | str | Path, *, data: Any = None, how: Mixing | None = 
     opened = open_places(spec, columns=columns)
     check_same(opened, scores.train_ids, (scores.about.get("train") or {}).get("fingerprint"))
     before = _weights_before(how, opened)
-    # of the source as it is in the mixture by now: (1 + β) times its weighed rows
-    pulled = {s: before[s] * p for s, p in pulls(scores.values, opened.sources, scores.n_train).items()}
+    if how.along == "swaps":
+        pulled = swaps(scores.values, opened.sources, scores.n_train, before)
+    else:  # of the source as it is in the mixture by now: (1 + β) times its weighed rows
+        pulled = {s: before[s] * p for s, p in pulls(scores.values, opened.sources, scores.n_train).items()}
     weights = step(before, pulled, strength=how.strength)
     taken = counts(opened.sources, weights, seed=how.seed, size=how.size)
     about = {
         "scores": {k: scores.about.get(k) for k in ("method", "damping", "model", "train", "query")},
-        "mixing": {"strength": how.strength, "size": how.size, "seed": how.seed, "after": how.after and str(how.after)},
+        "mixing": {**asdict(how), "after": how.after and str(how.after)},
         "environment": environment(),
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -185,11 +197,12 @@ def _told(
         (s, int((named == s).sum()), f"{pulled[s]:+.4g}", before[s], weights[s], int(taken[named == s].sum()))
         for s in order
     )
-    columns = ("source", "rows", "nats per doubling", "weight before", "weight now", "rows in the mixture")
+    along = about["mixing"]["along"]
+    columns = ("source", "rows", UNITS[along], "weight before", "weight now", "rows in the mixture")
     best, worst = order[0], order[-1]
     words = (
-        f"To first order, doubling {best} would lower the mean loss of the {questions} reference questions by "
-        f"{pulled[best]:.4g} nats, doubling {worst} by {pulled[worst]:.4g}.",
+        f"To first order, {DONE[along].format(best)} would lower the mean loss of the {questions} reference questions "
+        f"by {pulled[best]:.4g} nats, {DONE[along].format(worst)} by {pulled[worst]:.4g}.",
         "Every weight moved in proportion to that number, the largest of them by the strength that was asked for.",
         CAUTION,
     )  # fmt: skip

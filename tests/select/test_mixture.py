@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from whence.errors import DataError, OptionError
-from whence.select.mixture import counts, pulls, step
+from whence.select.mixture import counts, pulls, step, swaps
 
 SOURCES = ("a", "b", "a", "c", "b", "a", "c", "c")
 
@@ -35,6 +35,43 @@ def test_pulls_are_the_derivative_of_the_reference_loss():
 
         slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
         np.testing.assert_allclose(found[source], -slope, rtol=1e-7)  # error of the difference is 1e-10 in nats
+
+
+def test_swaps_are_the_derivative_at_a_fixed_size():
+    """One row spread over a source comes in, one row spread over the whole mixture goes out."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
+    asked, wanted = rng.normal(size=(5, 3)), rng.normal(size=5)
+    weights, named = {"a": 1.5, "b": 0.5, "c": 1.0}, np.array(SOURCES)
+    mixed = np.array([weights[source] for source in SOURCES])
+    theta = ridge(mixed, x, y, 0.1)
+    hessian = (x * mixed[:, None]).T @ x / 8 + 0.1 * np.eye(3)
+    grads, questions = x * (x @ theta - y)[:, None], asked * (asked @ theta - wanted)[:, None]
+    found = swaps(questions @ np.linalg.solve(hessian, grads.T), SOURCES, 8, weights)
+    for source in "abc":
+        into = (named == source) / (named == source).sum() - mixed / mixed.sum()
+
+        def loss(by: float, into: np.ndarray = into) -> float:
+            return float(np.mean((asked @ ridge(mixed + by * into, x, y, 0.1) - wanted) ** 2) / 2)
+
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        np.testing.assert_allclose(found[source], -slope, rtol=1e-6)  # error of the difference is 1e-10 in nats
+
+
+def test_swaps_keep_the_size_and_do_not_hang_on_how_sources_are_cut():
+    rng = np.random.default_rng(2)
+    scores, weights = rng.normal(size=(3, 8)) + 5.0, {"a": 1.5, "b": 0.5, "c": 1.0}
+    found = swaps(scores, SOURCES, 8, weights)
+    have = {source: SOURCES.count(source) for source in weights}
+    moved = step(weights, found, strength=0.3)
+    before = sum(weights[s] * have[s] for s in weights)
+    assert sum(moved[s] * have[s] for s in weights) == pytest.approx(before)
+    scores[:, 2], scores[:, 5] = scores[:, 0], scores[:, 0]  # rows of "a" alike
+    whole = swaps(scores, SOURCES, 8, weights)
+    cut = tuple("a2" if n == 5 else s for n, s in enumerate(SOURCES))
+    parts = swaps(scores, cut, 8, {**weights, "a2": 1.5})
+    assert parts == pytest.approx({**whole, "a2": whole["a"]})
+    assert pulls(scores, cut, 8)["a"] != pytest.approx(pulls(scores, SOURCES, 8)["a"])
 
 
 def test_the_largest_effect_moves_by_the_strength():

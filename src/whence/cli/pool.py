@@ -19,6 +19,7 @@ from whence.select.choose import Rule
 
 SOURCES = "Rows by source: books=a.jsonl; named at least twice."
 REFERENCE = "Questions that stand for what the model should be good at."
+ALONG = "sums (IDEAL: doubling a source), or swaps (one row for another: keeps the size)."
 STRENGTH = "The source with the largest effect moves by this share."
 AFTER = "Folder of the round before: its weights are taken on (give the model trained on its rows)."
 TRAIN = "Train after each round: your command, words with {rows} and {out}, perhaps {seed}, {round}, {model}."
@@ -38,6 +39,7 @@ def mixture(
     after: Annotated[str | None, typer.Option(help=AFTER, show_default=False)] = None,
     train_command: Annotated[str | None, typer.Option(help=TRAIN, show_default=False)] = None,
     rounds: Annotated[int | None, typer.Option(help=ROUNDS, min=1, show_default="2 with --train-command")] = None,
+    along: Annotated[str, typer.Option(help=ALONG, hidden=True)] = "sums",
     method: Annotated[str, typer.Option(help=describe("method"), hidden=True)] = "ekfac",
     damping: Annotated[str, typer.Option(help=describe("damping"), hidden=True)] = "relative:0.1",
     column: Annotated[list[str] | None, typer.Option(help=describe("columns"), show_default=False)] = None,
@@ -60,7 +62,7 @@ def mixture(
     if train_command is None:
         claim(out)
     weighing = importlib.import_module("whence.weighing")
-    how = weighing.Mixing(strength, size, seed, after)
+    how = weighing.Mixing(strength, size, seed, after, along)
     if train_command is not None and (run is not None or out is None):
         got = "--train-command " + ("without -o" if out is None else "and --run")
         raise OptionError(got, wanted="--model, --data, --query, and a folder that keeps every round")

@@ -35,6 +35,34 @@ def pulls(scores_QN: np.ndarray, sources: Sequence[str], n_train: int) -> dict[s
     return {source: float(mean_N[named == source].sum()) for source in dict.fromkeys(sources)}
 
 
+def swaps(
+    scores_QN: np.ndarray, sources: Sequence[str], n_train: int, weights: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Source -> fall of the mean reference loss if one row of the mixture were swapped for one of the source.
+
+    Its mean score less that of the mixture, over N: in nats a row. Of a mixture whose size stays as it is only this
+    difference matters: adding rows of every source alike is more training, not another mixture (and where training has
+    converged the scores of all rows sum to 0). Unlike ``pulls`` it does not grow with the size of a source, so that a
+    source cut in two moves as it did whole; a step along it keeps the size, to first order.
+
+    Args:
+        scores_QN: as ``pulls``.
+        sources: likewise.
+        n_train: likewise.
+        weights: source -> times its rows in the mixture as it is; None = as they are.
+
+    Raises:
+        DataError: numbers of rows that differ.
+    """
+    summed = pulls(scores_QN, sources, n_train)
+    named = np.array(sources)
+    have = {source: int((named == source).sum()) for source in summed}
+    rows = {source: (1.0 if weights is None else weights[source]) * have[source] for source in summed}
+    each = {source: summed[source] / have[source] for source in summed}
+    mean = sum(rows[source] * each[source] for source in summed) / sum(rows.values())
+    return {source: each[source] - mean for source in summed}
+
+
 def step(weights: Mapping[str, float], pulled: Mapping[str, float], *, strength: float = STRENGTH) -> dict[str, float]:
     """The next weights: each times 1 + β.
 
