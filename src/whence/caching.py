@@ -116,9 +116,9 @@ class Cached:
         folder, of = cache_folder(self.shelf.folder, settings)
         if self._open is None:
             sizes = {"code": Coder(np.zeros(self.fold.size)).bytes, "center": self.fold.size}
-            self._open = read_cache(
-                folder, of, {**sizes, "rows": len(self.shelf.ids), "shards": self.shelf.manifest["shards"]}
-            )
+            sizes |= {"rows": len(self.shelf.ids), "shards": self.shelf.manifest["shards"]}
+            found = read_cache(folder, of, sizes)
+            self._open = found if found is not None and _is_whole(found[1]) else None
         if self._open is not None:
             return self._narrowed(query_QD, sink, progress)
         norms, kept, about = self._made(query_QD, sink, progress)
@@ -190,10 +190,10 @@ class Cached:
         near = self._nearest(kept, query_QD, self.wish.count(total, float(about["share"])))
         weights_N = np.zeros(total)
         weights_N[near[near >= 0]] = 1
-        counts = {"rows": total, "candidates": int(weights_N.sum()), "a_side": near.shape[2]}
+        counts = {"rows": total, "candidates": int(weights_N.sum()), "a_side": near.shape[2], "top": self.wish.top}
         if counts["candidates"] > MOST * total:
             self.scored.update(kept.row_N.tolist())
-            self._tell({**about, **counts, "made": False}, _said_all(counts, len(query_QD)))
+            self._tell({**counts, "made": False, "when_made": about}, _said_all(counts, len(query_QD)))
             return self.shelf.search(query_QD, sink, progress)
         chosen, others = weights_N > 0, np.flatnonzero(weights_N == 0)
         drawn = sampled(others, self.wish.audited(total), self.wish.seed)
@@ -207,7 +207,7 @@ class Cached:
         values_QS = self._ranked(seen.of(self._ids(rows)), norms[rows])
         lost = self._lost(values_QS, chosen[places], weights_N[places], whole=len(places) == total)
         counts["audited"] = len(drawn)
-        self._tell({**about, **counts, "made": False, **lost}, _said_used(counts, lost, about))
+        self._tell({**counts, **lost, "made": False, "when_made": about}, _said_used(counts, lost, about))
         return norms
 
     def _lost(
@@ -221,30 +221,48 @@ class Cached:
         return {side: [round(x, 4) for x in (r.value, r.low, r.high)] for side, r in found.items()}
 
 
-def _said_made(about: Mapping[str, Any]) -> str:
+def _is_whole(about: Mapping[str, Any]) -> bool:
+    """Does it hold what is said of it later? It may come from anybody."""
+    held, counts = about.get("recall_by_share"), [about.get(name) for name in ("questions", "top")]
     return (
-        f"made of {about['rows']:,} rows, all of which were scored for this answer; of the exact top {about['top']} of "
-        f"its {about['questions']} questions the first "
-        + ", ".join(f"{share} of the rows hold {part:.2f}" for share, part in about["recall_by_share"].items())
+        isinstance(held, dict)
+        and list(held) == [f"{share:.0%}" for share in SHARES]
+        and all(isinstance(value, (int, float)) for value in (*held.values(), *counts))
+        and about.get("share") in SHARES
     )
 
 
+def _said_made(about: Mapping[str, Any]) -> str:
+    held = ", ".join(f"{share} of the rows hold {part:.2f}" for share, part in about["recall_by_share"].items())
+    return (
+        f"made of {about['rows']:,} rows, all of which were scored for this answer; of its exact top {about['top']} "
+        f"({_asked(about['questions'])}) the first {held}"
+    )
+
+
+def _asked(questions: int) -> str:
+    return "1 question" if questions == 1 else f"{questions} questions"
+
+
 def _said_all(counts: Mapping[str, int], questions: int) -> str:
-    asked = "the question" if questions == 1 else f"the {questions} questions together"
-    return f"{counts['candidates']:,} of {counts['rows']:,} rows are candidates for {asked}: all were scored"
+    rows = f"{counts['candidates']:,} of {counts['rows']:,} rows"
+    return f"{rows} are candidates for {_asked(questions)}: all were scored"
 
 
-def _said_used(counts: Mapping[str, int], lost: Mapping[str, Sequence[float]], about: Mapping[str, Any]) -> str:
+def _said_used(counts: Mapping[str, int], lost: Mapping[str, Sequence[float]], made: Mapping[str, Any]) -> str:
     said = f"{counts['candidates']:,} of {counts['rows']:,} rows were candidates and scored exactly"
     said += f", {counts['audited']:,} others to see what was lost" if counts["audited"] else ""
-    if not lost:
-        share = about["recall_by_share"].get(f"{about['share']:.0%}", float("nan"))
-        return f"{said}; what was lost is not known (when the cache was made, {about['share']:.0%} held {share:.2f})"
     parts = [
-        f"{value:.2f} (95 % interval {low:.2f} to {high:.2f}) of the {about['top']} strongest {side}"
+        f"{value:.2f} (95 % interval {low:.2f} to {high:.2f}) of the {counts['top']} strongest {side}"
         for side, (value, low, high) in lost.items()
     ]
-    return f"{said}: candidates held {' and '.join(parts)}"
+    said += f": candidates held {' and '.join(parts)}" if parts else "; no others were, to see what was lost"
+    below = [share for share in SHARES if share * counts["rows"] <= counts["a_side"]]
+    share = f"{(below or SHARES)[-1 if below else 0]:.0%}"
+    return (
+        f"{said}; when the cache was made, {share} of the rows held {made['recall_by_share'][share]:.2f} of the exact "
+        f"top {made['top']} ({_asked(made['questions'])})"
+    )
 
 
 @dataclass
