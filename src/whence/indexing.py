@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whence.assemble import about_of, nonfinite_rows, views_of
+from whence.assemble import about_of, nonfinite_rows, pictured, views_of
 from whence.building import Fitting, Shelving, Site, site_of
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions
@@ -349,7 +349,8 @@ class _Build:
         bad += [Quarantined(rows[id_].location, TOO_LARGE, "it does not fit in memory", id_) for id_ in lost]
         quarantine = (*self.trained.quarantine, *bad)
         if name == ROWS:
-            tables.write_rows(self.folder.path / ROWS, views_of(self.trained, quarantine))
+            views = pictured(views_of(self.trained, quarantine), self.trained)
+            tables.write_rows(self.folder.path / ROWS, views)
         else:
             atomic.write_jsonl(self.folder.path / QUARANTINE, [asdict(entry) for entry in quarantine])
         return {}

@@ -244,6 +244,9 @@ def test_from_python_and_from_the_command_line(tmp_path: Path, monkeypatch: pyte
     assert whence("check", model, data).code == 0
     ekfac = library.attribute(str(model), train=str(data), query=str(data), task="diffusion:times=2")
     assert np.isfinite(ekfac.values).all()
+    library.build_index(str(model), train=str(data), out="index", task="diffusion:times=2")
+    answer = library.ask("index", query=str(data))
+    assert {i: v.image for i, v in answer.train_rows.items()} == {i: v.image for i, v in scores.train_rows.items()}
 
 
 def test_a_live_model_that_was_never_saved() -> None:
