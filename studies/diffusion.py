@@ -85,12 +85,11 @@ def words(config: Config, result: dict[str, list[dict[str, Any]]]) -> str:
     parts, ways = [], ", by ".join(NAMES[way] for way in WAYS)
     for setting, title in SETTINGS.items():
         if found := result.get(setting):
-            errors = (
-                f"{np.mean([f['before'] for f in found]):.3f} before, {np.mean([f['error'] for f in found]):.3f} after"
-            )
+            first, last = (np.mean([f[name] for f in found]) for name in ("before", "error"))
+            errors = f"{first:.3f} on the other classes (pre-training), {last:.3f} on these (LoRA)"
             table = f"{_retrieval.table(found, NAMES)}\n\n{verdict(found)}"
             parts.append(
-                f"## {title}\n\nMean squared error of the noise: {errors} LoRA.\n\n{table}\n\n"
+                f"## {title}\n\nMean squared error of the noise at the end of training: {errors}.\n\n{table}\n\n"
                 f"A question of each class, then its {SHOWN} strongest rows by {ways}:\n\n"
                 f"![questions and their strongest rows](diffusion_{setting}.png)\n"
             )
