@@ -134,7 +134,9 @@ def _cover(_card: Card) -> Outcome:
 
 COVERED = ("whence.store", "whence.report", "whence.tasks.rows", "whence.tasks.formats", "whence.tasks.sources",
            "whence.tasks.shapes", "whence.tasks.records", "whence.tasks.tokenising")  # fmt: skip
-COVERING = ("tests/store", "tests/report", "tests/tasks", "tests/formats", "tests/test_resuming.py")
+COVERING = ("tests/store", "tests/report", "tests/tasks", "tests/formats", "tests/test_resuming.py", "tests/test_indexing.py",
+            "tests/test_caching.py", "tests/test_stages.py", "tests/cli/test_select.py", "tests/cli/test_index.py",
+            "tests/reliability/test_damage.py")  # fmt: skip
 
 
 REPORT = _names(
