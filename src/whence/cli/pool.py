@@ -55,7 +55,7 @@ def mixture(
 
     whence mixture --model ./trained-on-mix1 --data books=a.jsonl --data code=b.jsonl --query dev.jsonl --after mix1/
 
-    One round moves every weight a little; train on the result and go on from there, or give --train-command.
+    One round moves every weight a little. Train on the result and go on from there; --train-command does both.
     """
     if train_command is None and rounds is not None:
         raise OptionError("--rounds without --train-command", wanted="a training between rounds, or one round")
