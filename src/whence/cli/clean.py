@@ -17,7 +17,7 @@ from whence.select.amounts import parse_amount
 MODEL = "A sequence classifier trained on these rows. Default: small ones over word counts, trained now by fold."
 VALIDATION = "Rows whose labels are right: harm to them counts too."
 INSPECT = "How many suspicious rows to write out with their reasons: 5% or 200."
-OUT = "Folder for suspicious.jsonl, kept and dropped rows, relabelled.jsonl and report.html."
+OUT = "Folder for suspicious.jsonl, kept, dropped and relabelled rows, and report.html."
 
 
 @spoken
@@ -59,4 +59,4 @@ def clean(
     bag = importlib.import_module("whence.evaluate.bag").BagSettings(epochs=4, seed=seed)
     how = cleaning.Cleaning(amount, folds, supports, judging.Terms(method, damping, seed), bag)
     found = cleaning.clean(model, data=data, validation=validation, how=how, options=options, watch=voice)
-    return ended(voice, found, out, then="train on {out}/kept.*, or on {out}/relabelled.jsonl")
+    return ended(voice, found, out, then="train on {out}/kept.*, or on {out}/relabelled.*")

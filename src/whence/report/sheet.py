@@ -25,7 +25,9 @@ h1 { font-size: 1.5rem; line-height: 1.3; } h2 { font-size: 1.15rem; margin-top:
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; margin-bottom: 0.4rem; } svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 14px; } th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left;
  border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { overflow-wrap: break-word; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
+td.num { white-space: nowrap; }
 .scroll { overflow-x: auto; } pre { font-size: 12px; white-space: pre-wrap; } .quiet { color: var(--soft); }
 """
 
