@@ -71,10 +71,10 @@ def test_batches_stop_at_a_look() -> None:
 def test_the_meter_sees_memory_come_and_go() -> None:
     meter = Meter()
     with meter.reading() as found:
-        block = torch.ones(8_000_000)  # 32 MB
+        block = torch.ones(20_000_000)  # 80 MB: of up to 32 MB malloc may reuse what it kept, and nothing new is seen
         assert block.sum() > 0
         del block
-    assert found.peak - found.before > 30_000_000
+    assert found.peak - found.before > 75_000_000
     assert found.cpu_seconds > 0 and found.seconds > 0
     assert (meter.available() or 0) > 0
 
