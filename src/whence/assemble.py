@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def assemble(
     views = left_unscored(views_of(trained, quarantine), found.get("unscored", frozenset()))
     query_views = found.get("query_rows") or pictured(views_of(asked, ()), asked)
     columns = found.get("columns")
-    views = pictured(views, trained, _strongest(found["values"], columns, trained.rows.ids))
+    views = pictured(views, trained, lambda: _strongest(found["values"], columns, trained.rows.ids))
     return Scores(
         values=found["values"],
         query_ids=tuple(query_views) if found.get("query_rows") else tuple(asked.source.ids),
@@ -248,11 +248,13 @@ def views_of(material: Material, quarantine: tuple[Quarantined, ...]) -> dict[st
     return views
 
 
-def pictured(views: dict[str, RowView], material: Material, ids: Iterable[str] | None = None) -> dict[str, RowView]:
-    """The views, with a small picture of the rows (all, or some) that are images."""
-    rows = material.by_id()
-    some = [id_ for id_ in (views if ids is None else ids) if id_ in rows and "image" in rows[id_].fields]
-    return views | {id_: replace(views[id_], image=thumbnail(rows[id_].fields)) for id_ in some}
+def pictured(
+    views: dict[str, RowView], material: Material, ids: Callable[[], Set[str]] | None = None
+) -> dict[str, RowView]:
+    """The views, with a small picture of all rows that are images, or of ``ids``, asked only if there are any."""
+    images = {row.id: row.fields for row in material.rows.rows if "image" in row.fields}
+    some = images.keys() if ids is None or not images else images.keys() & ids()
+    return views | {id_: replace(views[id_], image=thumbnail(images[id_])) for id_ in some}
 
 
 def _strongest(values: np.ndarray, columns: np.ndarray | None, ids: Sequence[str]) -> set[str]:

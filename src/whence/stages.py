@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from whence import resuming
 from whence.assemble import assemble, manifest
 from whence.candidates.lexical import bm25_scores
 from whence.curvature.base import Factors, Method, Problem
@@ -28,7 +29,6 @@ from whence.loading.places import read_object
 from whence.options import TraceOptions
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.results import RowView, Scores
-from whence.resuming import resuming_of
 from whence.scores.keeping import Pass
 from whence.scores.score import Pairwise, collect
 from whence.scores.sinks import AllScores, TopK
@@ -60,15 +60,9 @@ class Pretraining:
     size: int | None = None
 
 
-class Ask(Protocol):
+class Ask(resuming.Ask, Protocol):
     """How to go about it."""
 
-    @property
-    def method(self) -> Method: ...
-    @property
-    def damping(self) -> Damping: ...
-    @property
-    def options(self) -> TraceOptions: ...
     @property
     def task(self) -> Task | None: ...
     @property
@@ -261,7 +255,7 @@ def fit_stage(ask: Ask, name: str, subject: Subject, rows: Material, *, damping:
     options = ask.options
     settings = FitOptions(options.fisher, options.fit_rows, options.seed, damping=damping, keep=options.keep_factors)
     total = max(1, len(rows.examples) * len(ask.method.stages))
-    kept = resuming_of(ask)
+    kept = resuming.resuming_of(ask)
     keeper = None if kept is None else kept.fit(_With(ask, damping), subject, rows, probe=probe, name=f"fit-{name}")
     source = _counted(ask.watch, rows, f"fit {name}", total)
     factors = fit(source, ask.method, settings, probe=probe, keeper=keeper)
@@ -275,7 +269,7 @@ def score_stage(ask: Ask, stage: Stage, asked: Material, sides: Sides) -> Scores
     queries = replace(sides.queries, grads=sides.inverse.apply(sides.queries.grads))
     sink = AllScores.empty(len(queries.ids), stage.rows.rows.ids)
     scoring = Pairwise(queries, sink)
-    kept, name = resuming_of(ask), f"score-{stage.name}"
+    kept, name = resuming.resuming_of(ask), f"score-{stage.name}"
     blocks = None if kept is None else kept.scores(ask, stage.subject, stage.rows, queries=queries, name=name)
     source = _counted(ask.watch, stage.rows, f"score {stage.name}", len(stage.rows.examples))
     Pass(scoring, {}, [scoring]).over(source, blocks)

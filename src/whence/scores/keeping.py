@@ -46,15 +46,14 @@ class Pass:
     lengths: Mapping[str, dict[str, float]]
     visitors: Sequence[Visitor]
 
-    def over(self, source: GradientSource, blocks: Blocks | None = None) -> int:
-        """All rows of the source; how many of them were taken from blocks."""
+    def over(self, source: GradientSource, blocks: Blocks | None = None) -> None:
+        """All rows of the source, those that blocks hold without computing them again."""
         if blocks is None:
             source.visit(Together(self.visitors))
-            return 0
+            return
         number, batches = self._taken(source, blocks)
         keeping = _Keeping(self, blocks, number, batches)
         source.visit(Together([*self.visitors, keeping]), batches=range(batches, source.n_batches))
-        return sum(source.batch_size(n) for n in range(batches))
 
     def arrays(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """What is known of these rows, and of the sink so far."""
