@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from whence.linalg import draws
-from whence.linalg.codes.base import Code
+from whence.linalg.codes.base import Code, sliced
 from whence.linalg.codes.sparse import Sparse
 
 MOST = 1 << 14  # numbers of a folded row: 2 KB at one bit each
@@ -58,8 +58,7 @@ class Fold:
     def coded(self, code: Code, record: Mapping[str, Tensor]) -> Tensor:
         """B x M of coded rows."""
         kept = code.slots if isinstance(code, Sparse) else self.total
-        count, step = len(next(iter(record.values()))), max(1, AT_ONCE // max(kept, self.size))
-        blocks = ({k: t[n : n + step] for k, t in record.items()} for n in range(0, count, step))
+        blocks = sliced(record, max(1, AT_ONCE // max(kept, self.size)))
         return torch.cat([torch.zeros(0, self.size), *(self._folded(code, block) for block in blocks)])
 
     def _folded(self, code: Code, record: Mapping[str, Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ from whence.linalg.codes.base import Record
 from whence.store import atomic
 from whence.store.index_folder import MANIFEST, damaged, read_sealed, shard_name
 from whence.store.index_shards import Shelf, checked_block, write_tensors
-from whence.store.run import file_record, seal
+from whence.store.run import file_record, sealed
 
 CACHE, CODES, TOLD = ".cache", "codes.safetensors", "cache.json"
 FORMAT = "whence index cache 1"
@@ -128,8 +128,8 @@ def write_cache(folder: Path, of: Mapping[str, Any], kept: Kept, about: Mapping[
         if other != folder and not other.is_symlink() and _stale(other, of):
             remove_cache(other)
     write_tensors(folder / CODES, kept.tensors())
-    body = atomic.plain({"format": FORMAT, "of": of, "about": about, "codes": file_record(folder / CODES)})
-    atomic.write_json(folder / TOLD, {**body, "seal": seal(body)})
+    body = {"format": FORMAT, "of": of, "about": about, "codes": file_record(folder / CODES)}
+    atomic.write_json(folder / TOLD, sealed(body))
 
 
 def _stale(folder: Path, of: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from typing import Any
 from whence.errors import StoreError
 from whence.store import atomic
 from whence.store.index_journal import Journal, journal_name
-from whence.store.run import KINDS, file_record, seal
+from whence.store.run import KINDS, file_record, seal, sealed
 
 FORMAT = "whence index 2"
 PLAN, MANIFEST = KINDS["index"], "index.json"
@@ -91,10 +91,8 @@ class IndexFolder:
     def close(self, names: Iterable[str], body: Mapping[str, Any]) -> None:
         """Write the manifest over these files, unless it is there and says the same."""
         files = {name: (self.finished(name) or {}).get("file") or file_record(self.path / name) for name in names}
-        whole = atomic.plain(
-            {"format": FORMAT, "identity": self.identity, "files": dict(sorted(files.items())), **body}
-        )
-        text = atomic.json_text({**whole, "seal": seal(whole)})
+        whole = {"format": FORMAT, "identity": self.identity, "files": dict(sorted(files.items())), **body}
+        text = atomic.json_text(sealed(whole))
         path = self.path / MANIFEST
         if not path.is_file() or path.read_bytes() != text.encode():
             atomic.write_text(path, text)
@@ -121,8 +119,7 @@ def open_plan(
     """
     told, path = atomic.plain(identity), folder / PLAN
     if not path.exists():
-        whole = {"format": FORMAT, "identity": told, **atomic.plain(extra or {})}
-        atomic.write_json_once(path, {**whole, "seal": seal(whole)})
+        atomic.write_json_once(path, sealed({"format": FORMAT, "identity": told, **(extra or {})}))
     plan = read_plan(folder)
     require_same(folder, plan["identity"], told)
     journal = Journal(folder, journal_name(member), entries_of_manifest(folder))
@@ -151,7 +148,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
                 try_="whence index ... -o another folder",
             ) from None
         plan = {"format": FORMAT, "identity": body["identity"], **body.get("plan", {})}
-        atomic.write_json(path, {**plan, "seal": seal(plan)})
+        atomic.write_json(path, sealed(plan))
     if plan.get("format") != FORMAT or not isinstance(plan.get("identity"), dict):
         raise StoreError(
             f"{folder} has the format {str(plan.get('format'))[:40]!r}",
@@ -225,10 +222,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
         body = json.loads(raw)
         same = atomic.json_text(body).encode() == raw
-        sealed = body.pop("seal")
+        told = body.pop("seal")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise damaged(path, "it is not a sealed JSON object") from error
-    if not same or sealed != seal(body):
+    if not same or told != seal(body):
         raise damaged(path, "its seal does not fit its content")
     return body
 

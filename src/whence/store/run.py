@@ -186,8 +186,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     """Seal and write ``run.json``."""
-    body = atomic.plain({k: v for k, v in body.items() if k != "seal"})
-    atomic.write_json(folder / MANIFEST, {**body, "seal": seal(body)})
+    atomic.write_json(folder / MANIFEST, sealed({k: v for k, v in body.items() if k != "seal"}))
 
 
 def add_file(folder: Path, name: str) -> None:
@@ -209,10 +208,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise _no_run(folder)
     try:
         body = json.loads(path.read_text("utf-8"))
-        sealed = body.pop("seal")
+        told = body.pop("seal")
     except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise _damaged(path, "it is not a sealed JSON object") from error
-    if not isinstance(body.get("format"), int) or sealed != seal(body):
+    if not isinstance(body.get("format"), int) or told != seal(body):
         raise _damaged(path, "its seal does not fit its content")
     if body["format"] > FORMAT:
         raise StoreError(
@@ -259,6 +258,12 @@ def verify(folder: Path, body: Mapping[str, Any]) -> None:
             raise _damaged(path, "it is missing")
         if file_record(path) != record:
             raise _damaged(path, "its content is not what was written (checksum differs)")
+
+
+def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body as JSON holds it, with its seal."""
+    plain = atomic.plain(body)
+    return {**plain, "seal": seal(plain)}
 
 
 def seal(body: Mapping[str, Any]) -> str:

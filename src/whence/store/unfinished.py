@@ -28,7 +28,7 @@ from torch import Tensor
 from whence.errors import StoreError
 from whence.store import atomic
 from whence.store.index_folder import read_sealed
-from whence.store.run import file_record, seal
+from whence.store.run import file_record, seal, sealed
 
 FOLDER, FORMAT = ".unfinished", "whence unfinished 1"
 DATA, RECORD = ".safetensors", ".json"
@@ -80,7 +80,7 @@ class Part:
         """
         if not self._written:
             body = {"format": FORMAT, "since": self.since, "identity": self.identity}
-            _write_sealed(self.folder / f"{self.name}{RECORD}", body)
+            atomic.write_json(self.folder / f"{self.name}{RECORD}", sealed(body))
             self._written = True
         kept: dict[str, Tensor] = {}
         places: dict[str, dict[str, Any]] = {}
@@ -95,7 +95,7 @@ class Part:
         with atomic.writing(data, size=size) as part:
             save_file(kept, part)
         record = {"of": seal(dict(self.identity)), "file": file_record(data), "places": places, "about": about}
-        _write_sealed(data.with_suffix(RECORD), record)
+        atomic.write_json(data.with_suffix(RECORD), sealed(record))
 
     def drop(self, piece: str) -> None:
         """A piece that nobody needs any more."""
@@ -150,11 +150,6 @@ def _remove(folder: Path, pattern: str) -> None:
     for path in sorted(folder.glob(pattern), key=lambda p: (p.suffix != RECORD, p.name)):
         if path.is_file() or path.is_symlink():
             atomic.remove(path)
-
-
-def _write_sealed(path: Path, body: Mapping[str, Any]) -> None:
-    plain = atomic.plain(body)
-    atomic.write_json(path, {**plain, "seal": seal(plain)})
 
 
 def _axes(tensor: Tensor) -> list[int]:

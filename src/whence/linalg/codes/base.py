@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -93,6 +93,12 @@ def encoded(code: Code, x_BD: Tensor) -> Record:
 def field_bytes(fields: Fields) -> int:
     """Bytes of a row with these fields."""
     return sum(dtype.itemsize * count for dtype, count in fields.values())
+
+
+def sliced(record: Mapping[str, Tensor], step: int) -> Iterator[Record]:
+    """The record, so many rows at a time."""
+    count = len(next(iter(record.values())))
+    return ({name: t[n : n + step] for name, t in record.items()} for n in range(0, count, step))
 
 
 def record_bytes(record: Mapping[str, Tensor]) -> int:

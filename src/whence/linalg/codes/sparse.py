@@ -5,7 +5,7 @@ The strongest are chosen over all layers together, so that a row spends its byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from whence.errors import OptionError
 from whence.linalg.codes import gaps, levels
-from whence.linalg.codes.base import Fields, Layout, Record, field_bytes
+from whence.linalg.codes.base import Fields, Layout, Record, field_bytes, sliced
 
 WHOLE = 1 << 21  # rows up to this long are kept whole until their batch is complete
 SAMPLE = 16  # one number in so many is looked at to guess how large the K-th is
@@ -89,10 +89,10 @@ class Sparse:
     def dot(self, record: Mapping[str, Tensor], query_QD: Tensor) -> Tensor:
         if len(query_QD) > MANY and self.layout.total <= DENSE_UP_TO * self.slots:
             step = max(1, FORMED // self.layout.total)
-            return torch.cat([self.restored(block).to(query_QD.dtype) @ query_QD.T for block in _blocks(record, step)])
+            return torch.cat([self.restored(block).to(query_QD.dtype) @ query_QD.T for block in sliced(record, step)])
         query_DQ = query_QD.T.contiguous()
         step = max(1, LOOKED_UP // self.slots)
-        return torch.cat([self.gathered(block, query_DQ) for block in _blocks(record, step)])
+        return torch.cat([self.gathered(block, query_DQ) for block in sliced(record, step)])
 
     def gathered(self, record: Mapping[str, Tensor], query_DQ: Tensor) -> Tensor:
         """``dot`` by looking up the queries at each row's positions: work and memory in what is kept, not in D."""
@@ -110,10 +110,6 @@ class Sparse:
         at, entry = gaps.positions(record["distance"], dtype)
         values = levels.from_log_levels(levels.unpacked(record["level"]), record["range"])
         return at.clamp_(0, self.layout.total - 1), values.masked_fill_(entry.logical_not_(), 0)
-
-
-def _blocks(record: Mapping[str, Tensor], step: int) -> Iterator[Record]:
-    return ({k: t[n : n + step] for k, t in record.items()} for n in range(0, len(record["range"]), step))
 
 
 def largest(pieces: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
