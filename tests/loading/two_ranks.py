@@ -124,6 +124,19 @@ def collectives(ranks: Ranks) -> None:
     assert list(totals) == ["a", "b"] and totals["b"].tolist() == [1, 1] and totals["a"].tolist() == [1, 1, 1]
     sent = torch.full((2,), float(ranks.rank))
     assert ranks.from_rank(1, sent).tolist() == [1, 1] and sent.tolist() == [ranks.rank] * 2
+    odd = {
+        "n": torch.tensor([[1, 2]], dtype=torch.uint16),
+        "h": torch.ones(3, dtype=torch.bfloat16),
+        "e": torch.ones(0, 2),
+    }
+    got = dict(ranks.handed(1, odd if ranks.rank else {"other": torch.ones(1)}))
+    assert list(got) == list(odd) and all(torch.equal(got[k], t) and got[k].dtype == t.dtype for k, t in odd.items())
+    assert ranks.first(ranks.rank) == 0
+    numbers = ([3, 4, 5], [])[ranks.rank]  # the other rank takes part without a batch of its own
+    wanted = [(n, True, n) for n in numbers] if not ranks.rank else [(0, False, n) for n in (3, 4, 5)]
+    assert [(t.number, t.counts, t.rows) for t in ranks.abreast(numbers, int)] == wanted
+    wanted = ([(3, True, 7), (5, True, 5)], [(4, True, 7), (5, False, 5)])[ranks.rank]
+    assert [(t.number, t.counts, t.rows) for t in ranks.turns([3, 4, 5], int)] == wanted
 
 
 def main(place: Path) -> int:

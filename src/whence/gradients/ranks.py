@@ -4,7 +4,8 @@ Only for a model whose parameters are spread over the ranks (FSDP2): its forward
 so all ranks must take the same number of steps. Each rank takes its own batches of the fixed plan; a rank that has none
 left repeats one and shows it to nobody. Sums are added in the order of the ranks, so that a run repeats to the bit.
 
-No pickle travels: tensors as they are, everything else as JSON.
+No pickle travels: tensors as their bytes, everything else as JSON. JSON goes through main memory and a group of its own
+that waits longer than the one for tensors: a rank may work alone for a while (write a file) between two words.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from whence.errors import RankError
+
 # What a visitor may have as ``share``: afterwards it holds what one that saw all batches of the visit would hold.
 # A visitor without it (or with None) is shown every batch on every rank.
 Share = Callable[["Ranks"], None]
+
+
+# Number of a batch -> its examples.
+Size = Callable[[int], int]
 
 
 def share_of(visitor: object) -> Share | None:
@@ -35,12 +42,12 @@ class Turn:
     Attributes:
         number: the batch to run.
         counts: whether anyone may see it; a repeated batch only keeps the collectives in step.
-        done: batches that all ranks finish in this step.
+        rows: examples that all ranks finish in this step.
     """
 
     number: int
     counts: bool
-    done: tuple[int, ...]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,28 @@ class Ranks:
         rank: which one.
         world: of how many.
         device: where tensors must be for a collective (the rank's GPU under NCCL).
+        words: the group for JSON, which works in main memory; None = the one for tensors.
     """
 
     rank: int
     world: int
     device: torch.device
+    words: dist.ProcessGroup | None = None
 
-    def turns(self, numbers: Sequence[int]) -> Iterator[Turn]:
+    def turns(self, numbers: Sequence[int], size: Size) -> Iterator[Turn]:
         """This rank's steps through the batches: every ``world``-th of them, as many on every rank."""
         for start in range(0, len(numbers), self.world):
             step = tuple(numbers[start : start + self.world])
             mine = self.rank < len(step)
-            yield Turn(step[self.rank] if mine else step[0], mine, step)
+            yield Turn(step[self.rank] if mine else step[0], mine, sum(map(size, step)))
+
+    def abreast(self, mine: Sequence[int], size: Size) -> Iterator[Turn]:
+        """Steps through batches that this rank alone takes, while the others take theirs: as many on every rank."""
+        rows = self.everyone([size(number) for number in mine])
+        for step in range(max(map(len, rows))):
+            some = step < len(mine)
+            number = mine[step] if some else (*mine, 0)[0]
+            yield Turn(number, some, sum(part[step] for part in rows if step < len(part)))
 
     def total(self, mine: Tensor) -> Tensor:
         """The sum of the ranks' tensors of one shape, added in the order of the ranks: the same bytes everywhere.
@@ -84,20 +101,51 @@ class Ranks:
 
     def from_rank(self, source: int, tensor: Tensor) -> Tensor:
         """The tensor of rank ``source``; the others give one of the same shape and type, which stays as it was."""
-        sent = tensor.detach().to(self.device).contiguous()
+        if tensor.numel() == 0:
+            return tensor
+        sent = tensor.detach().to(self.device).contiguous().flatten().view(torch.uint8)  # a backend knows few types
         sent = sent if source == self.rank else torch.empty_like(sent)
         dist.broadcast(sent, source)
-        return sent.to(tensor.device)
+        return sent.view(tensor.dtype).view(tensor.shape).to(tensor.device)
+
+    def handed(self, source: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors of rank ``source``, one after the other, on every rank; those of the others do not count.
+
+        All ranks must take them all.
+        """
+        told = [[name, list(t.shape), str(t.dtype)] for name, t in tensors.items()] if source == self.rank else None
+        for name, shape, dtype in self.everyone(told)[source]:
+            given = tensors[name] if source == self.rank else _zeros(shape, dtype, self.device)
+            yield name, self.from_rank(source, given)
 
     def everyone(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, in their order."""
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(text)], device=self.device))
+        """The JSON values of all ranks, in their order.
+
+        Raises:
+            RankError: one of them is gone, or did not come.
+        """
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        try:
+            return [json.loads(bytes(part.numpy())) for part in self._texts(text)]
+        except RuntimeError as error:
+            raise RankError(
+                f"another process of this job is gone ({str(error).splitlines()[0][:120]})",
+                wanted="all of them alive: each holds a part of the model",
+                try_="what that process said; then the same command again",
+            ) from error
+
+    def _texts(self, text: Tensor) -> list[Tensor]:
+        place = torch.device("cpu") if self.words is not None else self.device
+        sizes = [torch.zeros(1, dtype=torch.int64, device=place) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(text)], device=place), group=self.words)
         longest = max(int(size) for size in sizes)
-        parts = [torch.empty(longest, dtype=torch.uint8, device=self.device) for _ in range(self.world)]
-        dist.all_gather(parts, torch.nn.functional.pad(text, (0, longest - len(text))))
-        return [json.loads(bytes(part[: int(size)].cpu().numpy())) for part, size in zip(parts, sizes, strict=True)]
+        parts = [torch.empty(longest, dtype=torch.uint8, device=place) for _ in range(self.world)]
+        dist.all_gather(parts, torch.nn.functional.pad(text, (0, longest - len(text))).to(place), group=self.words)
+        return [part[: int(size)].cpu() for part, size in zip(parts, sizes, strict=True)]
+
+    def first(self, value: Any) -> Any:
+        """The JSON value of the first rank; those of the others do not count."""
+        return self.everyone(value if self.rank == 0 else None)[0]
 
     def merged(self, mine: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON-able entries of all ranks; where two have a key, they agree on its value."""
@@ -122,8 +170,3 @@ def _zeros(shape: Sequence[int], dtype: str, device: torch.device) -> Tensor:
 def ranks_of(source: object) -> Ranks | None:
     """The ranks among which a source's model is spread; None for a model that is whole."""
     return getattr(source, "ranks", None)
-
-
-def turns(ranks: Ranks | None, numbers: Sequence[int]) -> Iterator[Turn]:
-    """The steps through these batches: all of them without ranks."""
-    return ranks.turns(numbers) if ranks is not None else (Turn(n, True, (n,)) for n in numbers)

@@ -7,7 +7,7 @@ library runs a backward pass for per-example gradients. Push, not pull: a layer'
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from whence.gradients.capture import Capture, See, frozen
 from whence.gradients.layers import Layers
 from whence.gradients.precision import Held, scales
-from whence.gradients.ranks import Ranks, share_of, turns
+from whence.gradients.ranks import Ranks, Share, Turn, share_of
 from whence.linalg.matrix_batch import MatrixBatch
 from whence.tasks.base import Batch, Example, Task, device_of, measurements_of, move
 from whence.tasks.batches import BatchPlan, plan_batches
@@ -55,7 +55,7 @@ class Visitor(Protocol):
 
 
 class Nobody:
-    """The visitor of a batch that is run only to keep the ranks in step."""
+    """The visitor of a batch that is run for its time and memory alone, or only to keep the ranks in step."""
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         """Look away."""
@@ -98,6 +98,7 @@ class LiveGradients:
         progress: called with the number of examples finished after each batch.
         ranks: the processes over which the model's parameters are spread; None for a model that is whole.
         shelve: keep activations in main memory between the forward and the backward pass.
+        abreast: whether each rank visits batches of its own, instead of all ranks the same ones.
     """
 
     model: nn.Module
@@ -108,6 +109,7 @@ class LiveGradients:
     progress: Callable[[int], None] | None = None
     ranks: Ranks | None = None
     shelve: bool = False
+    abreast: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -144,18 +146,26 @@ class LiveGradients:
             batches: batch numbers of the plan.
 
         With ``ranks``, a visitor that can ``share`` is shown this rank's part of the batches and told the rest at the
-        end; any other is shown all of them, on every rank.
+        end; any other is shown all of them, on every rank. ``abreast``, each rank names the batches of its visitor,
+        perhaps none, and nothing is shared.
         """
         numbers = list(range(self.n_batches) if batches is None else batches)
-        share = share_of(visitor) if self.ranks is not None else None
+        share = share_of(visitor) if self.ranks is not None and not self.abreast else None
         with frozen(self.model):
-            for turn in turns(self.ranks if share else None, numbers):
+            for turn in self._turns(numbers, share):
                 chosen = [self.examples[i] for i in self.plan.batches[turn.number]]
                 self._one_batch(visitor if turn.counts else Nobody(), self.task.collate(chosen), labels, seed)
                 if self.progress is not None:
-                    self.progress(sum(self.batch_size(number) for number in turn.done))
+                    self.progress(turn.rows)
         if share is not None and self.ranks is not None:
             share(self.ranks)
+
+    def _turns(self, numbers: Sequence[int], share: Share | None) -> Iterator[Turn]:
+        if self.ranks is not None and self.abreast:
+            return self.ranks.abreast(numbers, self.batch_size)
+        if self.ranks is not None and share is not None:
+            return self.ranks.turns(numbers, self.batch_size)
+        return (Turn(number, True, self.batch_size(number)) for number in numbers)
 
     def _one_batch(self, visitor: Visitor, batch: Batch, labels: Labels, seed: int) -> None:
         """One batch, in float16 with the largest scale of the loss that does not overflow."""

@@ -111,15 +111,23 @@ def load_model(
     return replace(loaded, about={"spec": str(spec), **loaded.about})
 
 
+def join_ranks(device: str = "auto") -> Ranks:
+    """This process among those that its launcher started; see ``sharding.join_ranks``."""
+    return _sharding().join_ranks(device)
+
+
+def _sharding() -> Any:
+    return importlib.import_module("whence.loading.sharding")  # FSDP2 takes a second to import; few need it
+
+
 def over_ranks(loaded: Loaded, device: str) -> Loaded:
     """The model in shards over the processes of the launcher, and on this one's device.
 
     Raises:
         OptionError, ModelError: see ``sharding.join_ranks`` and ``sharding.spread``.
     """
-    sharding = importlib.import_module("whence.loading.sharding")  # FSDP2 takes a second to import; few need it
-    ranks = sharding.join_ranks(device)
-    model = sharding.spread(loaded.model, ranks)
+    ranks = join_ranks(device)
+    model = _sharding().spread(loaded.model, ranks)
     record = {**loaded.about["model"], "device": str(ranks.device), "fsdp": ranks.world}
     return replace(loaded, model=model, ranks=ranks, about={**loaded.about, "model": record})
 

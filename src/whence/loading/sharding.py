@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,10 @@ from torch.distributed.tensor import DTensor
 from whence.errors import ModelError, OptionError
 from whence.gradients.ranks import Ranks
 from whence.loading.places import pick_device
+
+# How long ranks wait while one works alone: it writes files, or reads them all to see whether they are whole. A rank
+# that dies is noticed at once, by the launcher; the time is for one that hangs.
+ALONE = timedelta(hours=2)
 
 
 def join_ranks(device: str = "auto") -> Ranks:
@@ -40,11 +46,17 @@ def join_ranks(device: str = "auto") -> Ranks:
             raise OptionError(
                 "fsdp in a process that no launcher started",
                 wanted="one process per GPU",
-                try_="torchrun --nproc-per-node 2 -m whence trace ... --fsdp",
+                try_="torchrun --nproc-per-node 2 -m whence ... --fsdp",
             )
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         atexit.register(_leave)
-    return Ranks(dist.get_rank(), dist.get_world_size(), place)
+    return Ranks(dist.get_rank(), dist.get_world_size(), place, _words(dist.group.WORLD))
+
+
+@lru_cache(maxsize=1)
+def _words(_among: object) -> dist.ProcessGroup:
+    """One group for JSON beside the usual one, however often a process joins."""
+    return dist.new_group(backend="gloo", timeout=ALONE)
 
 
 def _leave() -> None:
