@@ -83,6 +83,19 @@ def test_a_large_table_keeps_both_ends(make):
     assert ranking.lines[0].rank == 1 and ranking.lines[-1].rank == 499 == ranking.scored
 
 
+@pytest.mark.parametrize("window", [(0, 10), (15, 25), (30, 60), (100, 110)])
+def test_a_window_keeps_the_ends(make, window):
+    """The answer names the strongest rows whatever page of the list is shown."""
+    scores = make(n=40, queries=1)
+    whole = report_data(scores)
+    data = report_data(scores, extras=Extras(window=window))
+    start, stop = window
+    wanted = [n for n in range(1, 40) if n <= 5 or n > 34 or start < n <= stop]  # ranks; 39 rows have a score
+    assert [line.rank for line in data.queries[0].ranking.lines] == wanted
+    assert data.queries[0].answer == whole.queries[0].answer
+    assert data.queries[0].ranking.scored == 39 and data.queries[0].ranking.unlisted == 39 - len(wanted)
+
+
 def test_layers_add_up(scores):
     data = report_data(scores)
     for query in data.queries:
@@ -93,6 +106,24 @@ def test_layers_add_up(scores):
     assert data.grid.depths == ("0", "1")
     assert data.grid.kinds == ("mlp.up_proj", "self_attn.q_proj")
     assert data.grid.cells == ((0, 1), (2, 3))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("h.0.up", "h.1.up"),  # one kind alone
+        ("h.0.up", "h.0.down"),  # one depth alone
+        ("h.0.up", "h.0.down", "g.1.up", "g.1.down"),  # two towers
+        ("h.0.up", "h.1.down", "head"),
+    ],
+)
+def test_a_list_of_layers_is_no_grid(names):
+    assert arrange_layers(names) is None
+
+
+def test_a_grid_has_holes_and_counts_as_people_do():
+    grid = arrange_layers(("h.10.up", "h.9.up", "h.9.down"))
+    assert grid.depths == ("9", "10") and grid.kinds == ("up", "down") and grid.cells == ((1, 2), (0, -1))
 
 
 def test_names_without_depth_have_no_grid():

@@ -159,6 +159,51 @@ def test_ticks_are_round_and_inside() -> None:
         assert 2 <= len(found) <= 11 and low - 1e-9 * abs(low) <= found[0] and found[-1] <= high + 1e-9 * abs(high)
 
 
+def test_a_single_value_is_its_own_tick() -> None:
+    assert charts.ticks(3.0, 3.0) == [3.0] and charts.ticks(4.0, 3.0) == [4.0]
+
+
+def intervals(count: int, kind: str = "line") -> Chart:
+    """Points at 0, 1, 2 ... of height 5, each from 4 to 7."""
+    x = tuple(float(n) for n in range(count))
+    return Chart("Band", "x", "y", (Curve("a", x, (5.0,) * count, (4.0,) * count, (7.0,) * count),), kind)
+
+
+def elements(svg: str, name: str, kind: str) -> list[dict[str, str]]:
+    found = ElementTree.fromstring(svg).iter(f"{SVG}{name}")
+    return [e.attrib for e in found if e.attrib.get("class", "").startswith(kind)]
+
+
+@pytest.mark.parametrize("count", [charts.MANY - 1, charts.MANY])
+def test_many_intervals_are_a_band(count: int) -> None:
+    """Whiskers and dots of many points would hide each other."""
+    svg = chart_svg(intervals(count))
+    bands, whiskers, dots = elements(svg, "polygon", "band"), elements(svg, "line", "whisker"), circles(svg)
+    if count < charts.MANY:
+        assert not bands and len(whiskers) == len(dots) == count
+        assert {(w["y1"], w["y2"]) for w in whiskers} == {(whiskers[0]["y1"], whiskers[0]["y2"])}
+        assert float(whiskers[0]["y1"]) > dots[0][1] > float(whiskers[0]["y2"])  # y runs down
+        assert float(whiskers[0]["y1"]) - dots[0][1] == pytest.approx(
+            (dots[0][1] - float(whiskers[0]["y2"])) / 2, abs=0.2
+        )
+    else:
+        assert not whiskers and not dots and len(bands) == 1
+        corners = [tuple(map(float, corner.split(","))) for corner in bands[0]["points"].split()]
+        (line,) = elements(svg, "polyline", "line")
+        x = [float(corner.split(",")[0]) for corner in line["points"].split()]
+        assert [c[0] for c in corners] == x + x[::-1]  # there along the lower ends, back along the upper ones
+        assert len({c[1] for c in corners[:count]}) == len({c[1] for c in corners[count:]}) == 1
+        assert corners[0][1] > corners[-1][1]
+
+
+def test_points_of_a_cloud_have_their_intervals() -> None:
+    svg = chart_svg(intervals(3, "scatter"))
+    whiskers, dots = elements(svg, "line", "whisker"), circles(svg)
+    assert [float(w["x1"]) for w in whiskers] == [float(w["x2"]) for w in whiskers] == [x for x, _ in dots]
+    assert all(float(w["y1"]) > y > float(w["y2"]) for w, (_, y) in zip(whiskers, dots, strict=True))
+    assert elements(chart_svg(CLOUD), "line", "whisker") == []
+
+
 def test_a_folder_gets_numbers_page_and_plots(tmp_path: Path) -> None:
     written = write_outcome(outcome(), tmp_path / "out")
     assert not written.missing
@@ -188,6 +233,18 @@ def test_figures_hold_the_same_points() -> None:
     axes = figure.axes[0]
     assert [round(bar.get_width(), 3) for bar in axes.patches] == [0.5, -0.25]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y"]
+
+
+def test_figures_have_bands_and_names_as_the_drawings_do() -> None:
+    axes = plots.chart_figure(json.loads(json.dumps(intervals(3).__dict__, default=vars))).axes[0]
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert {tuple(c) for c in corners[:, :2]} >= {(x, y) for x in (0.0, 1.0, 2.0) for y in (4.0, 7.0)}
+    assert list(axes.lines[0].get_ydata()) == [5.0] * 3 and axes.get_legend() is None
+    bars = {**BARS.__dict__, "groups": (), "curves": [{**vars(c)} for c in BARS.curves]}
+    nameless = plots.chart_figure(bars).axes[0]
+    assert "x" not in [t.get_text() for t in nameless.get_yticklabels()]
+    assert [round(bar.get_width(), 3) for bar in nameless.patches] == [0.5, -0.25]
 
 
 def test_a_page_does_not_carry_a_million_numbers() -> None:

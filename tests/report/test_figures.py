@@ -31,6 +31,30 @@ def test_figures_show_the_scores(scores):
     drawn(figures.layers(scores, scores.proponents(0, 1)[0].train_id))
 
 
+def test_a_tail_needs_proponents_and_a_fit_needs_twenty(make):
+    pytest.importorskip("matplotlib")
+    scores = make(n=12, queries=1)
+    with pytest.raises(OptionError, match="no row has a positive score"):
+        figures.tail(scores.with_(values=-abs(scores.values)))
+    few = figures.tail(scores.with_(values=abs(scores.values)))
+    (points,) = few.axes[0].lines  # 11 proponents: points, no line through them
+    effects = sorted(abs(scores.values[0][abs(scores.values[0]) > 0]) / scores.n_train, reverse=True)
+    shares = [effects.index(x) for x in points.get_xdata()]
+    assert shares[0] == 0 and shares[-1] == 10 and len(shares) > 6
+    assert list(points.get_ydata()) == pytest.approx([(n + 1) / 11 for n in shares])
+    many = make(n=60, queries=1)
+    fitted = figures.tail(many.with_(values=abs(many.values)))
+    assert len(fitted.axes[0].lines) == 2 and fitted.axes[0].get_title().startswith("exponent ")
+
+
+def test_layers_without_a_depth_are_bars(scores):
+    pytest.importorskip("matplotlib")
+    named = scores.with_(layer_names=("first", "second", "head.out", "head.in"))
+    axes = figures.layers(named).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(list(named.layers(None, 0).values()))
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second", "head.out", "head.in"]
+
+
 def test_token_bars(scores):
     pytest.importorskip("matplotlib")
     best = scores.proponents(0, 1)[0].train_id

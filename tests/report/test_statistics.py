@@ -83,3 +83,22 @@ def test_short_rows_are_not_spurious():
     assert not statistics.one_token_dominates(np.array([1.0, 0.0]))
     assert not statistics.one_token_dominates(np.zeros(9))
     assert statistics.one_token_dominates(np.array([1.0, 0.0, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("shared", "level", "said"),
+    [
+        (2, "little", "does not explain this ranking: 2 of the 10"),
+        (3, "partly", "explains part of this ranking: 3 of the 10"),
+        (5, "partly", "explains part of this ranking: 5 of the 10"),
+        (6, "explains", "explains most of this ranking: 6 of the 10"),
+    ],
+)
+def test_the_overlap_decides_the_verdict(shared, level, said):
+    scores = np.linspace(1.0, -1.0, 200)
+    lexical = np.zeros(200)
+    lexical[:shared] = 2.0
+    lexical[100 : 110 - shared] = 3.0  # others share more words
+    verdict = statistics.judge_lexical(scores, lexical)
+    assert (verdict.level, verdict.overlap, verdict.of, verdict.expected) == (level, shared, 10, 0.5)
+    assert said in verdict.sentence

@@ -8,10 +8,11 @@ import json
 import re
 import unicodedata
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from whence.report import render_text, report_data
+from whence.report import Extras, Table, render_text, report_data
 from whence.report.characters import UNSEEN, calm, csv_cell, visible
 from whence.report.export import COLUMNS, export_csv, export_jsonl
 from whence.results import RowView, TokenTrack
@@ -45,6 +46,67 @@ def test_strong_tokens_are_named_also_the_blank_ones(make):
     text = _print(report_data(scores.with_(train_rows={**scores.train_rows, best: row}, token_tracks=told)))
     assert "at these tokens: '␣' +50 %, '↵' −30 %, 'c' +20 %" in text
     assert "reading" not in text
+
+
+def test_cautions_are_said(make):
+    """The verdict on word overlap is one of them where it explains the ranking, and a plain line where it does not."""
+    scores = make(queries=1)
+    explained = scores.with_(lexical=np.nan_to_num(scores.values).clip(0).astype(np.float32))
+    query = report_data(explained).queries[0]
+    assert query.lexical.level == "explains" and query.warnings
+    flat = " ".join(_print(report_data(explained)).split())
+    assert flat.count("caution ") == len(query.warnings)
+    assert flat.count(query.lexical.sentence) == 1 and f"caution {query.lexical.sentence}" in flat
+    other = report_data(scores).queries[0]
+    assert other.lexical.level == "little"
+    assert other.lexical.sentence in " ".join(_print(report_data(scores)).split())
+
+
+def test_word_overlap_stands_beside_every_score(make):
+    scores = make(queries=1)
+    best = scores.proponents(0, 2)
+    lexical = np.zeros_like(scores.lexical)
+    lexical[0, scores.train_ids.index(best[1].train_id)] = 2.0
+    told = _print(report_data(scores.with_(lexical=lexical)))
+    assert "no shared word" in told and "no. 1 by word overlap" in told
+    assert "word" not in _print(report_data(scores.with_(lexical=None)))
+
+
+def test_rows_without_a_text_and_tokens_without_weight(make):
+    scores = make(queries=1)
+    best = scores.proponents(0, 1)[0].train_id
+    rows = {**scores.train_rows, best: RowView(best, "")}
+    quiet = {("q-0", best): (TokenTrack(((0, 1),), (0.0,)),)}
+    text = _print(report_data(scores.with_(train_rows=rows, token_tracks=quiet)))
+    lines = text.splitlines()
+    at = next(n for n, line in enumerate(lines) if best in line and "Training row" not in line)
+    assert not lines[at + 1].strip() or lines[at + 1].split()[0] == "2"  # the next row, and nothing of this one
+    assert "at these tokens" not in text
+
+
+def test_tables_and_their_notes(scores):
+    tables = [
+        Table("Recall", ("method", "at 5"), (("ekfac", 0.25), ("bm25", None)), "of a toy"),
+        Table("Bare", ("a",), ((1,),)),
+    ]
+    lines = [line.rstrip() for line in _print(report_data(scores, extras=Extras(tables=tables))).splitlines()]
+    at = lines.index("Recall")
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [
+        ["method", "at", "5"],
+        ["ekfac", "0.25"],
+        ["bm25", "–"],
+    ]
+    assert lines[at + 4 : at + 7] == ["of a toy", "", "Bare"]
+    assert lines[at + 9] == ""  # a table without a note ends with its rows
+
+
+def test_rows_left_out_are_counted(scores):
+    assert "1 row could not be used and have no score." in _print(report_data(scores))
+    left = [{"location": f"a:{n}", "code": "bad", "message": ""} for n in range(1200)]
+    assert "1,200 rows could not be used" in _print(report_data(scores, extras=Extras(quarantine=left)))
+    assert "could not be used" not in _print(
+        report_data(scores.with_(values=np.nan_to_num(scores.values), train_rows={}))
+    )
 
 
 def test_nothing_hostile_reaches_the_terminal(hostile):
