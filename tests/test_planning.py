@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_more_questions_than_are_tried_out(tmp_path: Path) -> None:
     whence.attribute(live(), out=tmp_path / "run", **common)
     assert found["questions"] == 48
     assert found["disk"]["bytes"] == pytest.approx(on_disk(tmp_path / "run"), rel=0.15)
+
+
+def test_a_page_without_room_for_every_row_of_every_question(tmp_path: Path) -> None:
+    """It has fewer rows of each than a page of few questions has: the rehearsal's has as few."""
+    drawn, words = random.Random(0), " ".join(row["text"] for row in animal_rows(40)).split()
+    rows = [{"text": " ".join(drawn.choices(words, k=drawn.randint(4, 12)))} for _ in range(900)]
+    asked = [{"prompt": row["text"][:9], "completion": row["text"][9:]} for row in animal_rows(96)]
+    common: dict[str, Any] = {"train": rows, "query": asked, "tokens": 0, "batch_tokens": 128}
+    found = estimate(live(), out=tmp_path / "run", plan=SHORT, **common)
+    whence.attribute(live(), out=tmp_path / "run", **common)
+    page = (tmp_path / "run" / "report.html").stat().st_size
+    assert found["disk"]["files"]["report.html"] == pytest.approx(page, rel=0.15)
 
 
 def test_bad_rows_are_named_and_do_not_stop_the_plan(tmp_path: Path) -> None:

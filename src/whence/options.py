@@ -287,7 +287,7 @@ class PlanOptions(BaseModel):
     budget: float = Field(default=10.0, gt=0, description="Of an index: KB (1,000 bytes) kept of each row, at most.")
     scheme: str = Field(default="auto", description="Of an index: sparse, low_rank, int8, fp16 or auto.")
     calibrate: float = Field(
-        default=10.0,
+        default=5.0,
         ge=0,
         description="About how many seconds of the real work may be tried out (0: the model is not run).",
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +18,13 @@ from whence.curvature.base import Factors, Problem
 from whence.gradients.source import LiveGradients
 from whence.linalg.operators import Blocks, Operator
 from whence.pipeline import Material
-from whence.plan.glimpse import Glimpse
+from whence.plan.glimpse import Glimpse, Timed, spread
 from whence.plan.laws import Cost, all_batches, total
 from whence.plan.meter import Reading
-from whence.planning.rehearsal import ROWS_WRITTEN, Rehearsal, bytes_of, cost_of, cut, first, part
+from whence.planning.rehearsal import PASS_FEWEST, ROWS_WRITTEN, Rehearsal, bytes_of, cost_of, cut, first, part
 from whence.present import page
 from whence.questions import pose, posed_views
+from whence.report.records import Extras
 from whence.scores.score import Queries, collect
 from whence.scoring import check_losses, measured, normalised, scored, top
 from whence.store import atomic
@@ -60,7 +64,7 @@ class TraceInSmall:
             probe = collect(asked.source.sample(PROBES))
         small.step("questions", found)
         factors = small.fit(probe)
-        few = asked if wish.options.combine != "each" else first(asked, QUESTIONS)
+        few = first(asked, QUESTIONS) if self._each else asked
         unseen = len(asked.examples) - len(few.examples)
         with small.meter.reading() as found:
             problem = Problem(small.trained.source, wish.options.fisher, wish.options.seed, few.source)
@@ -77,6 +81,15 @@ class TraceInSmall:
         self._tokens(Sides(small.subject, small.trained, few, inverse, queries))
         self._write(few, factors, operator)
 
+    @property
+    def _each(self) -> bool:
+        """Has every question a result of its own?"""
+        return self.small.wish.options.combine == "each"
+
+    @property
+    def _results(self) -> int:
+        return len(self.asked.examples) if self._each else 1
+
     def _query_bytes(self, count: int) -> int:
         return 4 * count * sum(outputs * inputs for outputs, inputs in self.small.subject.layers.sizes.values())
 
@@ -88,14 +101,27 @@ class TraceInSmall:
         with small.meter.reading() as found:
             result = normalised(wish, scored(wish, trained, queries, inverse), queries)
         self.seen = result["values"] if result["columns"] is None else self.seen
-        every = total(all_batches(source.taken(), small.sizes))
+        timed = source.taken()
+        every = total(all_batches(timed, small.sizes))
         if unseen > 0:
-            scored(wish, trained, _questions(queries, 0, FEW_QUESTIONS), inverse)
-            fewer = total(all_batches(source.taken(), small.sizes))
-            every = every + every.without(fewer).times(unseen / (QUESTIONS - FEW_QUESTIONS))
+            share = self._of_questions(timed, queries, inverse)
+            owed = Cost(every.seconds * share.seconds, every.cpu_seconds * share.cpu_seconds)
+            every = every + owed.times(unseen / (QUESTIONS - FEW_QUESTIONS))
         scores = 0 if wish.options.top_k else 8 * len(small.trained.rows.ids) * unseen
         more = self._query_bytes(unseen) + scores
         small.step("score", found, every, rows=len(small.trained.examples), more=more)
+
+    def _of_questions(self, timed: Sequence[Timed], queries: Queries, inverse: Operator) -> Cost:
+        """The share of a batch that is owed to having ``QUESTIONS`` of them, not ``FEW_QUESTIONS``: a median."""
+        small, known = self.small, {batch.number: batch for batch in timed}
+        again = [timed[n].number for n in spread(len(timed), PASS_FEWEST)]
+        source = Glimpse(small.trained.source, 0, small.meter, chosen=again)
+        trained = replace(small.trained, source=cast("LiveGradients", source))
+        scored(small.wish, trained, _questions(queries, 0, FEW_QUESTIONS), inverse)
+        pairs = [(known[batch.number], batch) for batch in source.taken()]
+        walls = [1 - few.seconds / max(many.seconds, 1e-9) for many, few in pairs]
+        cpus = [1 - few.cpu_seconds / max(many.cpu_seconds, 1e-9) for many, few in pairs]
+        return Cost(max(0.0, median(walls)), max(0.0, median(cpus)))
 
     def _numbers(self, count: int) -> np.ndarray:
         """In place of scores: those that were seen, and for every other row that of a seen row of about its length.
@@ -105,13 +131,13 @@ class TraceInSmall:
         """
         lengths: np.ndarray = _lengths(self.small.trained)
         drawn = np.random.default_rng(0)
-        noise = drawn.lognormal(0.0, 0.1, (count, len(lengths)))  # no two rows alike
+        noise = drawn.lognormal(0.0, 0.1, len(lengths))  # no two rows alike, and each alike to all questions
         seen: np.ndarray = self.seen[:count]
         known: np.ndarray = np.empty(0, dtype=np.int64)
         if len(seen) == count:
             known = np.flatnonzero(np.isfinite(seen).any(0) & np.isfinite(lengths))
         if len(known) < FEW_ROWS:
-            values = drawn.standard_normal(noise.shape) * np.sqrt(lengths)  # independent tokens
+            values = drawn.standard_normal((count, len(lengths))) * np.sqrt(lengths)  # independent tokens
         else:
             order = known[np.argsort(lengths[known], kind="stable")]
             near = np.searchsorted(lengths[order], lengths) + drawn.integers(-NEAR, NEAR + 1, len(lengths))
@@ -154,7 +180,7 @@ class TraceInSmall:
     def _by_length(self, seen: list[float]) -> float:
         """The sum over the questions that are looked into, by a line through the two that were tried."""
         examples = self.asked.examples[:QUERIES_MOST]
-        if self.small.wish.options.combine != "each":
+        if not self._each:
             return seen[0]
         long, *middle = (examples[q].length for q in self.closer)
         if not middle or middle[0] == long:
@@ -163,31 +189,34 @@ class TraceInSmall:
         return sum(max(0.0, seen[1] + slope * (example.length - middle[0])) for example in examples)
 
     def _write(self, asked: Material, factors: Factors, operator: Operator) -> None:
-        """Tables and report: of the questions without tokens, then with those of the two that were looked into."""
-        small, each = self.small, self.small.wish.options.combine == "each"
-        everyone = len(self.asked.examples) if each else 1
+        """Tables and report of some questions and of half as many, and what tokens add to the two looked into."""
+        small, each, everyone = self.small, self._each, self._results
         rows, scale = cut(small.trained)
         count = min(everyone, max(WRITTEN, min(QUESTIONS, CELLS // len(rows.rows.ids))))
         looked = list(self.closer)
-        variants = [(count, looked[:n]) for n in range(len(looked) + 1)]
-        variants += [(count // 2, [])] if everyone > count else []
-        sizes, costs, last = [], [], Reading()
-        for questions, closer in variants:
-            few = first(asked, questions) if each else asked
+
+        def written(asked: Material, closer: Sequence[int]) -> tuple[Counter[str], Reading]:
             with small.meter.reading() as found, tempfile.TemporaryDirectory() as place:
-                self._written(Path(place) / "run", (rows, few), factors, operator, closer=closer)
-                sizes.append(bytes_of(Path(place) / "run"))
-            costs.append(cost_of(found))
-            last = found
-        further = (everyone - count) / max(1, count - count // 2)
-        fewer = sizes[-1] if everyone > count else sizes[0]
-        for name in sizes[len(looked)]:
-            base = sizes[0].get(name, 0)
-            steps = [sizes[n + 1].get(name, 0) - sizes[n].get(name, 0) for n in range(len(looked))]
-            grown = base + further * (base - fewer.get(name, 0))
-            tokens = self._by_length([float(step) for step in steps]) if steps else 0.0
-            small.files[name] = round(grown * (scale if name.endswith(PER_ROW) else 1) + tokens)
-        cost = costs[len(looked)] + (costs[0].without(costs[-1]).times(further) if everyone > count else Cost())
+                self._written(Path(place) / "run", (rows, asked), factors, operator, closer=closer)
+                return Counter(bytes_of(Path(place) / "run")), found
+
+        whole, last = written(first(asked, count) if each else asked, [])
+        steps = []
+        if looked:
+            some = {*looked, *range(min(FEW_QUESTIONS, len(asked.examples)))}  # enough for a page that is compressed
+            few = part(asked, sorted(some)) if each else asked
+            bare = whole if len(some) == everyone else written(few, [])[0]
+            steps = [bare, *(written(few, looked[: n + 1])[0] for n in range(len(looked)))]
+        cost, fewer, further = cost_of(last), whole, 0.0
+        if everyone > count:
+            fewer, half = written(first(asked, count // 2), [])
+            further = (everyone - count) / (count - count // 2)
+            cost = cost + cost.without(cost_of(half)).times(further)
+        for name in whole | (steps[-1] if steps else whole):
+            tokens = [float(after[name] - before[name]) for before, after in pairwise(steps)]
+            grown = whole[name] + further * (whole[name] - fewer[name])
+            scaled = grown * (scale if name.endswith(PER_ROW) else 1)
+            small.files[name] = round(scaled + (self._by_length(tokens) if tokens else 0.0))
         held = 0 if small.wish.options.top_k else 16 * len(small.trained.rows.ids) * (everyone - count)
         small.step("write", last, cost.times(scale), more=held)
 
@@ -201,20 +230,21 @@ class TraceInSmall:
         closer: Sequence[int],
     ) -> None:
         small, (rows, asked) = self.small, sides
-        count = len(asked.examples) if small.wish.options.combine == "each" else 1
+        count = len(asked.examples) if self._each else 1
         found = self._ranked(rows, self._numbers(count)[:, : len(rows.rows.ids)])
-        looked = [self.closer[q] for q in closer if q < count and self.closer[q]]
+        looked = [self.closer[q] for q in closer if self.closer[q]]
         if looked:
             for name in CLOSER:
                 found[name] = {key: value for part in looked for key, value in part[name].items()}
-        if small.wish.options.combine != "each":
+        if not self._each:
             found["query_rows"] = posed_views(small.subject, asked)
         damping = small.wish.damping
         record = manifest(small.subject, rows, asked, factors=factors, operator=operator, damping=damping)
         scores = assemble(small.subject, rows, asked, found=found, factors=factors, seconds={})
         with claimed(place) as folder:
             save_scores(folder, scores, manifest=record)
-            atomic.write_text(folder / "report.html", page(scores))
+            lines = Extras.max_cells * count // self._results  # as many for each as the real page has
+            atomic.write_text(folder / "report.html", page(scores, Extras(max_cells=lines)))
 
 
 def rehearse_trace(small: Rehearsal) -> None:
