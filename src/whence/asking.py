@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from whence.api import questions_of, write_report
 from whence.api import save as save_run
 from whence.asking_stages import IndexPlace, Tuning, answer_stages
@@ -16,12 +18,14 @@ from whence.assemble import left_unscored, lexical_of, pictured, views_of
 from whence.caching import Cached, CacheWish, parse_cache
 from whence.curvature.base import get_method
 from whence.errors import OptionError
+from whence.gradients.ranks import Ranks
 from whence.indexing import INCIDENTAL, Wish
 from whence.linalg.damping import parse_damping
+from whence.loading import join_ranks
 from whence.options import TraceOptions, trace_options
-from whence.pipeline import open_rows, open_subject
+from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.questions import answered, focused, posed_views
-from whence.results import Scores
+from whence.results import RowView, Scores
 from whence.scoring import check_losses, measured
 from whence.searching import Lookup, require_model, shelf_of
 from whence.store import index_folder, index_schema, tables
@@ -54,25 +58,27 @@ def ask(
         overrides: ``top_k``, ``normalise`` (none, relative, cosine), ``span``, ``combine``, ``generate``, ``device``,
             ``lexical``, ``columns``. ``cache="faiss"`` scores only rows that a cache beside the index takes for near
             (``faiss:5%``, ``faiss:2000``: so many on either side), and ``audit`` others to see what that loses.
+            With ``fsdp`` the processes of a launcher hold one model together; the first alone reads the index.
             ``tuned={"model": ..., "data": rows}`` (and perhaps ``alpha``) asks a model that was fine-tuned from the
             indexed one: its rows and those of the index, in the same nats.
 
     Returns:
-        Scores as of ``attribute``, without token scores.
+        Scores as of ``attribute``, without token scores. With ``fsdp`` the first process has them; those of the others
+        have no rows.
 
     Raises:
         StoreError: no finished index, a damaged file, or a model that is not the indexed one (names the fields).
         WhenceError: as ``attribute``.
     """
     started = time.perf_counter()
-    place = Path(index).expanduser()
-    body = index_schema.checked(place, index_folder.read_manifest(place), own_method=overrides.get("method"))
+    place, ranks = Path(index).expanduser(), _ranks(overrides)
+    body = _manifest(place, ranks, overrides.get("method"))
     tuned, cache = overrides.pop("tuned", None), overrides.pop("cache", None)
     keep = None if cache is None else parse_cache(cache)
     if cache is not None and tuned is not None:
         raise OptionError("cache with tuned", wanted="one of the two", try_="leave out cache: all rows are scored")
     options = trace_options(body["options"], **{k: v for k, v in overrides.items() if v is not None})
-    wish = _resolve_question(body, options, watch)
+    wish = _resolve_question(body, options, watch if ranks is None or ranks.rank == 0 else None)
     if model is None and str(body["spec"]).startswith("live "):
         raise OptionError(
             "an index of a live model", wanted="that model", try_="whence.ask(index, query, model=(model, tokenizer))"
@@ -84,12 +90,39 @@ def ask(
         scores = _answer(wish, there, query, CacheWish(keep) if cache is not None else None)
     seconds = {"total": round(time.perf_counter() - started, 3)}
     scores = scores.with_(about={**scores.about, "seconds": seconds})
+    if ranks is None or ranks.rank == 0:
+        _kept(scores, out, report, wish.watch)
+    return scores
+
+
+def _kept(scores: Scores, out: str | Path | None, report: str | Path | None, watch: Watcher) -> None:
     if out is not None:
         save_run(scores, out)
-        wish.watch.note("out", f"written   {out}", folder=str(out))
+        watch.note("out", f"written   {out}", folder=str(out))
     if report is not None:
         write_report(scores, report)
-    return scores
+
+
+def _ranks(overrides: Mapping[str, Any]) -> Ranks | None:
+    """The processes that hold the model together, if they do.
+
+    Raises:
+        OptionError: a process that no launcher started; or two models to hold.
+    """
+    if not overrides.get("fsdp"):
+        return None
+    if overrides.get("tuned") is not None:
+        raise OptionError("tuned with fsdp", wanted="one model in pieces", try_="tuned without fsdp")
+    return join_ranks(overrides.get("device") or "auto")
+
+
+def _manifest(place: Path, ranks: Ranks | None, method: Any) -> dict[str, Any]:
+    """What the index is of; of several ranks the first alone reads it."""
+
+    def read() -> dict[str, Any]:
+        return dict(index_schema.checked(place, index_folder.read_manifest(place), own_method=method))
+
+    return read() if ranks is None else ranks.agreed(read)
 
 
 def _resolve_question(body: Mapping[str, Any], options: TraceOptions, watch: Watcher | None) -> Wish:
@@ -109,13 +142,17 @@ def _answer(wish: Wish, index: IndexPlace, query: Any, cache: CacheWish | None) 
     place, body = index.folder, index.body
     subject = open_subject(index.model, wish.options, wish.watch)
     require_model(place, body, subject)
-    views = tables.read_rows(index_folder.verify(place, body, ROWS))
     asked = focused(subject, open_rows(subject, answered(subject, questions_of(query)), what="query"))
     asked = measured(wish, asked)
     check_losses(asked)
+    ranks = subject.loaded.ranks
+    views = _rows(index, ranks)
     shelf = shelf_of(place, body, tuple(views))
+    if ranks is not None and ranks.rank:
+        Lookup(wish, subject, shelf, ranks=ranks).work_along(asked)
+        return _without_rows(body, subject, asked)
     cached = None if cache is None else Cached(shelf, _cache_wish(wish, cache), wish.watch)
-    values, columns = Lookup(wish, subject, shelf, cached).answer(asked)
+    values, columns = Lookup(wish, subject, shelf, cached, ranks).answer(asked)
     query_views = posed_views(subject, asked) or pictured(views_of(asked, ()), asked)
     about = {**body["about"], "query": asked.about(), "normalise": wish.options.normalise}
     about["index"] = {"rows": body["rows"], "bytes_per_row": body["bytes_per_row"], **body["code"]}
@@ -135,6 +172,30 @@ def _answer(wish: Wish, index: IndexPlace, query: Any, cache: CacheWish | None) 
         train_rows=views,
         query_rows=query_views,
         lexical=lexical_of(subject, query_views, views, columns),
+    )
+
+
+def _rows(index: IndexPlace, ranks: Ranks | None) -> dict[str, RowView]:
+    """The indexed rows; of several ranks the first alone reads them, and the others have none."""
+    found: dict[str, RowView] = {}
+
+    def read() -> None:
+        found.update(tables.read_rows(index_folder.verify(index.folder, index.body, ROWS)))
+
+    read() if ranks is None else ranks.agreed(read)
+    return found
+
+
+def _without_rows(body: Mapping[str, Any], subject: Subject, asked: Material) -> Scores:
+    """What a rank has that holds a part of the model and nothing of the index: the questions."""
+    views = posed_views(subject, asked) or views_of(asked, ())
+    return Scores(
+        values=np.empty((len(views), 0)),
+        query_ids=tuple(views),
+        train_ids=(),
+        n_train=int(body.get("train_size") or body["n_train"]),
+        about={"query": asked.about(), "warnings": ["the first process has the scores: this one worked along"]},
+        query_rows=views,
     )
 
 

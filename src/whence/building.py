@@ -11,69 +11,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-import torch
-
 from whence.curvature.apart import parts_of
 from whence.curvature.base import Factors, LayerTensors, Method, Stage, Sums
 from whence.curvature.fit import FitOptions, check_sums, judged, scarce, stage_record
 from whence.curvature.rounds import Round, Unit, rounds, unit_sums
-from whence.gradients.backoff import Pass, Splits
-from whence.gradients.source import LiveGradients
+from whence.gradients.backoff import Pass
 from whence.gradients.transforms import TransformedGradients, Whitened
+from whence.linalg import eigen
 from whence.linalg.codes.base import Code
 from whence.linalg.operators import Gradients
-from whence.store.crew import Crew
-from whence.store.index_folder import FACTORS, IndexFolder, shard_name
-from whence.store.index_shards import KNOWN_BYTES, Encode, read_factors, shard_batches, write_factors, write_tensors
-from whence.store.worklist import Task, complete
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where an index is built, and by whom.
-
-    Attributes:
-        folder: of the index.
-        crew: this process and others.
-        source: the training rows' gradients.
-        splits: what did not fit in memory so far.
-    """
-
-    folder: IndexFolder
-    crew: Crew
-    source: LiveGradients
-    splits: Splits
-
-    @property
-    def device(self) -> str:
-        """Where factors belong."""
-        return str(next(self.source.model.parameters()).device)
-
-    def complete(self, tasks: Iterable[Task], progress: Progress) -> int:
-        """All tasks finished, by whomever; how many by this process."""
-        return complete(tasks, self.folder, self.crew, progress)
-
-    def read(self, name: str, layers: Iterable[str] | None = None) -> dict[str, dict[str, torch.Tensor]]:
-        """Tensors of a finished file, of all layers or of some."""
-        entry = self.folder.finished(name)
-        assert entry is not None
-        places = entry["places"] if layers is None else {layer: entry["places"][layer] for layer in layers}
-        return read_factors(self.folder.path / name, places, device=self.device)
-
-    def write(self, name: str, tensors: LayerTensors) -> dict[str, Any]:
-        """Write such a file; what its entry must say."""
-        return {"places": write_factors(self.folder.path / name, tensors)}
-
-
-def site_of(folder: IndexFolder, crew: Crew, source: LiveGradients) -> Site:
-    """With what earlier processes learned about memory."""
-    splits = Splits(record=folder.remember)
-    splits.sizes |= {entry["batch"]: list(entry["parts"]) for entry in folder.remembered("split")}
-    splits.too_large |= {entry["row"] for entry in folder.remembered("too_large")}
-    return Site(folder, crew, source, splits)
-
+from whence.store.index_folder import FACTORS, shard_name
+from whence.store.index_shards import KNOWN_BYTES, Encode, shard_batches, write_tensors
+from whence.store.site import Progress, Site
+from whence.store.worklist import Task
 
 # --- the fit ------------------------------------------------------------------------------------------------------
 
@@ -111,13 +61,13 @@ class Fitting:
             self.site.complete([Task(FACTORS, self._unfitted)], self.progress)
         entry = self.site.folder.finished(FACTORS)
         assert entry is not None
-        return Factors(self.site.read(FACTORS), entry["about"]), entry["places"]
+        return Factors(self.site.known(FACTORS), entry["about"]), entry["places"]
 
     def before(self, number: int, layers: Iterable[str] | None = None) -> LayerTensors:
         """What the stages before this one came to, for all layers or some."""
         sizes = self.site.source.layers.sizes
         if number:
-            return self.site.read(f"fit-{number - 1}.safetensors", layers)
+            return self.site.known(f"fit-{number - 1}.safetensors", layers)
         return self.method.begin(sizes if layers is None else {layer: sizes[layer] for layer in layers})
 
     def about(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,6 +90,7 @@ class StageFit:
     options: FitOptions
     name: str
     _loaded: dict[str, LayerTensors] = field(default_factory=dict)
+    _ahead: dict[str, tuple[int, Sums]] = field(default_factory=dict)  # unit -> rank that made it, and its sums there
 
     def tasks(self) -> list[Task]:
         """Everything up to the finished stage, in order."""
@@ -150,12 +101,15 @@ class StageFit:
         """Eigendecompositions, shared out where they take long, and the file of all of them."""
         whole, parts = self._file("prepared"), parts_of(self.site.source.layers.sizes) if self.stage.apart else []
         if len(parts) < 2:
-            yield Task(whole, self._prepare, needless=self._over)
+            yield Task(whole, self._prepare, needless=self._over, together=True)
             return
         names = [self._file(f"prepared-part-{n}") for n in range(len(parts))]
         for name, layers in zip(names, parts, strict=True):
             yield Task(
-                name, partial(self._prepare_part, name, layers), needless=lambda: self._over() or self._finished(whole)
+                name,
+                partial(self._prepare_part, name, layers),
+                needless=lambda: self._over() or self._finished(whole),
+                together=True,
             )
         yield Task(
             whole,
@@ -174,10 +128,11 @@ class StageFit:
             for n, unit in enumerate(each.units):
                 yield Task(
                     self._unit(at, n),
-                    partial(self._sum, self._unit(at, n), unit),
+                    partial(self._sum, at, n),
                     ready=partial(self._finished, self._file("prepared")),
                     needless=partial(self._past, at, at),
                     rows=sum(self.site.source.batch_size(b) for b in unit.batches),
+                    together=True,
                 )
             used = [self._unit(at, n) for n in range(len(each.units))] + ([self._round(at - 1)] if at else [])
             yield Task(
@@ -239,10 +194,11 @@ class StageFit:
     # what is made
 
     def _prepare(self) -> dict[str, Any]:
-        return self.site.write(self._file("prepared"), self.stage.prepare(self.fitting.before(self.number)))
+        return self._prepare_part(self._file("prepared"))
 
-    def _prepare_part(self, name: str, layers: tuple[str, ...]) -> dict[str, Any]:
-        return self.site.write(name, self.stage.prepare(self.fitting.before(self.number, layers)))
+    def _prepare_part(self, name: str, layers: tuple[str, ...] | None = None) -> dict[str, Any]:
+        with eigen.spread_over(self.site.ranks):
+            return self.site.write_known(name, self.stage.prepare(self.fitting.before(self.number, layers)))
 
     def _join(self, names: list[str]) -> dict[str, Any]:
         parts = {layer: tensors for name in names for layer, tensors in self.site.read(name).items()}
@@ -255,16 +211,38 @@ class StageFit:
             self._loaded["prepared"] = self.site.read(self._file("prepared"))
         return self._loaded["prepared"]
 
-    def _sum(self, name: str, unit: Unit) -> dict[str, Any]:
-        sums = unit_sums(
-            self.site.source.with_progress(self.fitting.progress),
+    def _known_tensors(self) -> LayerTensors:
+        """The same on all ranks, which call this at the same time; read before or not."""
+        if "known" not in self._loaded:
+            self._loaded["known"] = self._loaded["prepared"] = self.site.known(self._file("prepared"))
+        return self._loaded["known"]
+
+    def _sum(self, at: int, n: int) -> dict[str, Any]:
+        """The sums of a unit. Ranks of one model make several at once and hand them over one by one."""
+        name, ranks = self._unit(at, n), self.site.ranks
+        if ranks is None:
+            sums = self._unit_sums(self._rounds[at].units[n])
+            return {**self.site.write(name, sums.tensors), **_counts(sums)}
+        if name not in self._ahead:
+            units = {self._unit(at, m): unit for m, unit in enumerate(self._rounds[at].units) if m >= n}
+            missing = [other for other in units if not self._finished(other)][: ranks.world]
+            mine = missing[ranks.rank] if ranks.rank < len(missing) else None
+            made = self._unit_sums(units[mine] if mine else Unit(0, ()))
+            self._ahead.update({other: (owner, made) for owner, other in enumerate(missing)})
+        owner, sums = self._ahead.pop(name)
+        counts = ranks.everyone(_counts(sums))[owner]
+        return {**self.site.write_known(name, sums.tensors, owner=owner), **counts}
+
+    def _unit_sums(self, unit: Unit) -> Sums:
+        source = self.site.source.with_progress(self.fitting.progress)
+        return unit_sums(
+            replace(source, abreast=self.site.ranks is not None),
             self.stage,
-            self._tensors(),
+            self._known_tensors(),
             unit=unit,
             options=self.options,
             splits=self.site.splits,
         )
-        return {**self.site.write(name, sums.tensors), **_counts(sums)}
 
     def _read_sums(self, name: str) -> Sums:
         entry = self._entry(name)
@@ -349,7 +327,12 @@ class Shelving:
         """All shards; how many this process made."""
         source = self.site.source
         tasks = [
-            Task(name, partial(self._make, name, progress), rows=sum(source.batch_size(n) for n in part))
+            Task(
+                name,
+                partial(self._make, name, progress),
+                rows=sum(source.batch_size(n) for n in part),
+                together=True,
+            )
             for name, part in self.batches.items()
         ]
         return list(self.batches), self.site.complete(tasks, progress)
@@ -360,6 +343,6 @@ class Shelving:
             lambda: Encode(self.code, self.columns),
             seen_as=lambda source: TransformedGradients(source, (self.transform,)),
         )
-        part = self.batches[name]
-        write_tensors(self.site.folder.path / name, one.over(part, self.site.splits).finished())
+        rows = one.over(self.batches[name], self.site.splits).finished()
+        self.site.folder.alone(lambda: write_tensors(self.site.folder.path / name, rows))
         return {}

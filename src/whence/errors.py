@@ -24,9 +24,10 @@ from collections.abc import Iterable
 
 
 class WhenceError(Exception):
-    """Base of the family. ``got`` / ``wanted`` / ``try_`` stay available as data."""
+    """Base of the family. ``got`` / ``wanted`` / ``try_`` stay available as data; ``told``: another process says it."""
 
     exit_code: int = 2
+    told: bool = False
 
     def __init__(self, got: str, *, wanted: str = "", try_: str = "") -> None:
         self.got, self.wanted, self.try_ = got, wanted, try_
@@ -84,6 +85,14 @@ class LayerError(WhenceError):
 
 class CurvatureError(WhenceError):
     """Factors that cannot be inverted, or solvers that cannot run with these settings."""
+
+
+def retold(kind: str, got: str, wanted: str, try_: str) -> WhenceError:
+    """An error that another process of this job has raised, and says."""
+    family = {each.__name__: each for each in WhenceError.__subclasses__()}
+    error = family.get(kind, WhenceError)(got, wanted=wanted, try_=try_)
+    error.told = True
+    return error
 
 
 def out_of_memory(error: BaseException) -> bool:

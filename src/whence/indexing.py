@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from whence.assemble import about_of, nonfinite_rows, pictured, views_of
-from whence.building import Fitting, Shelving, Site, site_of
+from whence.building import Fitting, Shelving
 from whence.curvature.base import Factors, Method, Problem, get_method
 from whence.curvature.fit import FitOptions
 from whence.errors import OptionError, ResourceError, StoreError
+from whence.gradients.ranks import Ranks
 from whence.gradients.transforms import TransformedGradients, whitened
 from whence.identity import model_identity, rows_identity
 from whence.linalg.codes.base import Code, Layout
@@ -31,6 +32,7 @@ from whence.linalg.codes.choose import AUTO, choose
 from whence.linalg.damping import Damping, parse_damping
 from whence.linalg.operators import Blocks
 from whence.linalg.threads import threads
+from whence.loading import join_ranks
 from whence.options import TraceOptions, trace_options
 from whence.pipeline import Material, Subject, open_rows, open_subject
 from whence.plan.meter import free_disk
@@ -38,13 +40,15 @@ from whence.scores.score import collect
 from whence.scoring import blocks_of, counted
 from whence.store import atomic, index_folder, index_shards, tables
 from whence.store.crew import Alone, Crew, Member, clear, joined, member_of
-from whence.store.index_folder import FACTORS, QUARANTINE, ROWS, IndexFolder
+from whence.store.index_folder import FACTORS, QUARANTINE, ROWS
 from whence.store.index_journal import JOURNALS, Journal
 from whence.store.provenance import peak_memory_bytes
 from whence.store.run import claimed
-from whence.store.worklist import Task
+from whence.store.shared_folder import shared
+from whence.store.site import Site, site_of
+from whence.store.worklist import Folder, Task
 from whence.tasks.rows import Quarantined
-from whence.watch import Silent, Watcher
+from whence.watch import Silent, Watcher, is_first
 
 KB = 1000
 PROBES = 8
@@ -55,10 +59,10 @@ OF_THE_MODEL = ("model.", "adapter.", "tokenizer.", "task.", "layers")
 TRUST = {"trust_remote_code", "allow_pickle_weights"}  # never taken from a file
 INCIDENTAL = {
     "device", "top_k", "lexical", "tokens", "trust_remote_code", "allow_pickle_weights", "max_bad_rows", "query_rank",
-    "candidates", "audit", "offload",
+    "candidates", "audit", "offload", "fsdp",
 }  # fmt: skip
 TOO_LARGE = "too_large"
-NO_INDEX = ("fsdp", "checkpoints", "per_layer", "self_influence", "span", "generate")
+NO_INDEX = ("checkpoints", "per_layer", "self_influence", "span", "generate")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def build_index(
 
     Running the same command again finishes what was interrupted and makes damaged parts again. Started by ``torchrun``,
     ``accelerate launch`` or ``srun``, or with ``shard="i/n"`` from a job array, processes share the work; the files are
-    the same to the byte.
+    the same to the byte. With ``fsdp`` they share one model instead, which none of them could hold; the first alone
+    reads and writes in the folder, and the files are still the same.
 
     Args:
         model: as ``whence.attribute``.
@@ -120,16 +125,51 @@ def build_index(
             when another rank of the job died.
     """
     kept = Compression(**compression) if isinstance(compression, Mapping) else compression or Compression()
-    member = member_of(overrides.pop("shard", None), os.environ)
+    shard = overrides.pop("shard", None)
     ask = _resolve(options, overrides, watch)
-    with _held(out, member) as (place, crew):
+    member = _member(shard, ask.options)
+    ranks = join_ranks(ask.options.device) if ask.options.fsdp else None
+    with _held(out, member) if ranks is None else _held_by_first(out, ranks) as (place, crew):
         subject = open_subject(model, _placed(ask.options, member), ask.watch)
         trained = open_rows(subject, train, what="train")
         extra = {"threads": torch.get_num_threads(), "request": _request(ask, model, train, kept)}
         identity = _identity(ask, subject, trained, kept)
-        folder = index_folder.open_plan(place, identity, member=crew.name, extra=extra)
+        folder = _opened(place, crew, subject, identity=identity, extra=extra)
         with threads(int(folder.plan["threads"])):  # as when it was begun: another number adds in another order
             return _Build(ask, subject, trained, site_of(folder, crew, trained.source), kept).run()
+
+
+def _member(shard: str | None, options: TraceOptions) -> Member | None:
+    """This process among those that share the folder. Ranks that share the model are one builder.
+
+    Raises:
+        OptionError: both, or not a shard.
+    """
+    if not options.fsdp:
+        return member_of(shard, os.environ)
+    if shard is not None:
+        raise OptionError("shard with fsdp", wanted="one of the two", try_="--fsdp: the ranks share all the work")
+    return None
+
+
+def _opened(
+    place: Path, crew: Crew, subject: Subject, *, identity: Mapping[str, Any], extra: Mapping[str, Any]
+) -> Folder:
+    """The folder with its plan; ranks that share a model open it through the first."""
+
+    def opened() -> index_folder.IndexFolder:
+        return index_folder.open_plan(place, identity, member=crew.name, extra=extra)
+
+    ranks = subject.loaded.ranks
+    return opened() if ranks is None else shared(opened, ranks, place, identity)
+
+
+@contextmanager
+def _held_by_first(out: str | Path, ranks: Ranks) -> Iterator[tuple[Path, Crew]]:
+    """The folder for the first rank alone, in the name of all."""
+    with ExitStack() as stack:
+        ranks.agreed(lambda: str(stack.enter_context(_held(out, None))[0]))
+        yield Path(out).expanduser(), Alone()
 
 
 @contextmanager
@@ -170,7 +210,12 @@ def _request(ask: Wish, model: Any, train: Any, kept: Compression) -> dict[str, 
     told = {"model": model, "train": list(train) if isinstance(train, tuple) else train}
     if not _is_text(told):
         return None
-    return {**told, "options": ask.options.model_dump(exclude=TRUST), "compression": asdict(kept)}
+    return {**told, "options": _plain(ask.options), "compression": asdict(kept)}
+
+
+def _plain(options: TraceOptions) -> dict[str, Any]:
+    """The options as they are kept: one index, whether one process made it or the ranks of a model in pieces."""
+    return {**options.model_dump(exclude=TRUST), "fsdp": False}
 
 
 def _is_text(value: Any) -> bool:
@@ -195,7 +240,8 @@ def _resolve(
         settings = settings.model_copy(update={"normalise": method.normalise})
     if settings.normalise == "theta":
         raise OptionError("normalise theta for an index", wanted="none, relative or cosine", try_="whence trace")
-    return Wish(method, parse_damping(settings.damping), settings, watch or Silent())
+    speaks = watch is not None and (is_first() or not settings.fsdp)
+    return Wish(method, parse_damping(settings.damping), settings, watch if watch is not None and speaks else Silent())
 
 
 def _identity(ask: Wish, subject: Subject, trained: Material, kept: Compression) -> dict[str, Any]:
@@ -220,7 +266,7 @@ class _Build:
     kept: Compression
 
     @property
-    def folder(self) -> IndexFolder:
+    def folder(self) -> Folder:
         """Where."""
         return self.site.folder
 
@@ -234,21 +280,27 @@ class _Build:
         seconds["index"] = time.perf_counter() - started
         tasks = [Task(name, partial(self._write_rows, name, names, code)) for name in (ROWS, QUARANTINE)]
         self.site.complete(tasks, lambda _rows: None)
-        self._history(seconds, made)
-        self.folder.close([FACTORS, ROWS, QUARANTINE, *names], self._body(factors, places, code, len(names)))
-        self._say(code, len(names), made)
-        self.site.crew.finish()
-        return index_folder.read_manifest(self.folder.path)
+
+        def closed() -> dict[str, Any]:
+            self._history(seconds, made)
+            body = self._body(factors, places, code, len(names))
+            self.folder.close([FACTORS, ROWS, QUARANTINE, *names], body)
+            self._say(code, len(names), made)
+            self.site.crew.finish()
+            return index_folder.read_manifest(self.folder.path)
+
+        return self.folder.alone(closed)
 
     def _body(self, factors: Factors, places: Mapping[str, Any], code: Code, shards: int) -> dict[str, Any]:
         """The manifest: the same to the byte whoever built it, and how often it was interrupted."""
         about = about_of(self.subject, self.trained, self.trained, factors=factors, seconds={})
         about = {name: value for name, value in about.items() if name not in ("seconds", "memory")}
-        about["model"] = about["model"] | {"device": str(about["model"]["device"]).partition(":")[0]}
+        model = {name: value for name, value in about["model"].items() if name != "fsdp"}
+        about["model"] = model | {"device": str(model["device"]).partition(":")[0]}
         splits = [*self.folder.remembered("split"), *self.folder.remembered("too_large")]
         return {
             "spec": str(self.subject.loaded.about["spec"]),
-            "options": self.ask.options.model_dump(exclude=TRUST),
+            "options": _plain(self.ask.options),
             "code": dict(code.about),
             "layout": {name: list(size) for name, size in code.layout.sizes.items()},
             "places": places,
@@ -271,6 +323,7 @@ class _Build:
             "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "peak_megabytes": None if peak is None else round(peak / 1e6),
+            **({} if self.site.ranks is None else {"ranks_of_one_model": self.site.ranks.world}),
         }  # fmt: skip
         atomic.append_line(self.folder.path / index_folder.HISTORY, json.dumps(told))
 
@@ -292,6 +345,8 @@ class _Build:
         source = self.trained.source
         total = len(self.trained.examples) * len(self.ask.method.stages)
         probe = lru_cache(maxsize=1)(lambda: collect(source.sample(PROBES)).grads)
+        if self.site.ranks is not None and wanted.fit_rows == "auto" and self.folder.finished(FACTORS) is None:
+            probe()  # now, while all ranks are here: the first alone judges by it
         with counted(self.ask.watch, "fit", total) as count:
             fitting = Fitting(self.site, self.ask.method, settings, probe if wanted.fit_rows == "auto" else None, count)
             factors, places = fitting.factors()
@@ -329,7 +384,8 @@ class _Build:
         transform = whitened(inverse, self.subject.layers.sizes)
         layout = Layout(TransformedGradients(source, (transform,)).layers.sizes)
         code = choose(layout, int(self.kept.budget * KB), self.kept.scheme)
-        self._require_room(len(self.trained.examples) * (code.bytes_per_row + index_shards.KNOWN_BYTES))
+        needed = len(self.trained.examples) * (code.bytes_per_row + index_shards.KNOWN_BYTES)
+        self.folder.alone(lambda: self._require_room(needed))
         columns = {id_: n for n, id_ in enumerate(self.trained.rows.ids)}
         shelving = Shelving(self.site, transform, code, columns, self.kept.shard_bytes)
         with counted(self.ask.watch, "index", len(self.trained.examples)) as count:

@@ -12,6 +12,8 @@ import torch
 
 from whence.caching import Cached
 from whence.curvature.base import Factors, Problem
+from whence.gradients.ranks import Ranks
+from whence.gradients.source import Nobody
 from whence.identity import model_identity
 from whence.indexing import OF_THE_MODEL, Wish, damped_inverse
 from whence.linalg.codes.base import Layout
@@ -39,21 +41,33 @@ class Lookup:
         subject: the model.
         shelf: the coded rows.
         cache: what chooses which of them are scored, if anything.
+        ranks: where the model is in pieces and the first of its ranks alone has the index: all of them.
     """
 
     wish: Wish
     subject: Subject
     shelf: index_shards.Shelf
     cache: Cached | None = None
+    ranks: Ranks | None = None
 
     def answer(self, asked: Material) -> tuple[np.ndarray, np.ndarray | None]:
-        """Scores of the questions, and columns where only the strongest are kept; as many questions at once as fit."""
-        inverse = self._inverse(asked)
+        """Scores of the questions, and columns where only the strongest are kept; as many questions at once as fit.
+
+        With ``ranks`` the first calls this, and the others ``work_along``.
+        """
+        inverse = self._agreed_inverse(asked)
+        assert inverse is not None
         total = len(asked.examples) if self.subject.options.combine == "each" else 1
         with counted(self.wish.watch, "search", total * int(self.shelf.manifest["n_train"])) as count:
             parts = [self._searched(*self._whitened(group, inverse), count) for group in self._groups(asked)]
         columns = [part[1] for part in parts if part[1] is not None]
         return np.concatenate([part[0] for part in parts]), np.concatenate(columns) if columns else None
+
+    def work_along(self, asked: Material) -> None:
+        """The part of a rank that holds a part of the model, while the first rank looks the questions up."""
+        self._agreed_inverse(asked)
+        for group in self._groups(asked):
+            group.source.visit(Nobody(), labels="measurement")
 
     def look_up(self, grads: Gradients, asked: Material) -> np.ndarray:
         """Q x N scores of gradients that are not of this model's own questions, under its layers' names.
@@ -75,7 +89,13 @@ class Lookup:
         return sink.values
 
     def _groups(self, asked: Material) -> Iterator[Material]:
-        """A mixture is one question whatever it is made of."""
+        """A mixture is one question whatever it is made of. Ranks begin each group together."""
+        for group in self._parts(asked):
+            if self.ranks is not None:
+                self.ranks.first(None)  # the first may have searched for long
+            yield group
+
+    def _parts(self, asked: Material) -> Iterator[Material]:
         most = max(1, HELD // (4 * COPIES * max(1, self.shelf.code.layout.total)))
         ids = asked.source.ids
         if self.subject.options.combine != "each" or len(ids) <= most:
@@ -85,6 +105,16 @@ class Lookup:
             some = set(ids[start : start + most])
             examples = tuple(example for example in asked.examples if example.id in some)
             yield replace(asked, examples=examples, source=asked.source.only(some))
+
+    def _agreed_inverse(self, asked: Material) -> Blocks | None:
+        """The inverse where the index is read; all ranks of one model hear if that fails."""
+        found: list[Blocks] = []
+
+        def read() -> None:
+            found.append(self._inverse(asked))
+
+        read() if self.ranks is None else self.ranks.agreed(read)
+        return found[0] if found else None
 
     def _inverse(self, asked: Material) -> Blocks:
         path = index_folder.verify(self.shelf.folder, self.shelf.manifest, FACTORS)

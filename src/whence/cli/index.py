@@ -15,6 +15,7 @@ from whence.cli.voice import Voice
 from whence.errors import OptionError
 from whence.options import TraceRequest, describe, trace_options
 from whence.report import render_text, report_data
+from whence.watch import is_first
 
 BUDGET = "KB (1,000 bytes) kept of each row, at most."
 SCHEME = "sparse, low_rank, int8, fp16, or auto: all numbers where they fit, else each row's strongest."
@@ -46,6 +47,7 @@ def index(
     seed: Annotated[int, typer.Option(help=describe("seed"), hidden=True)] = 0,
     shard_mb: Annotated[float, typer.Option(help="MB (1,000,000 bytes) of a file of rows.", hidden=True)] = 32.0,
     shard: Annotated[str | None, typer.Option(help=SHARD, show_default=False, hidden=True)] = None,
+    fsdp: Annotated[bool, typer.Option(help=describe("fsdp"), hidden=True)] = False,
 ) -> int:
     """Keep every training row's whitened gradient in few bytes, so that any later question takes moments.
 
@@ -55,14 +57,19 @@ def index(
 
     Costs what one trace costs: the fit and one more pass over the rows. Many processes share the work under torchrun,
     accelerate launch or srun (`torchrun --nproc-per-node 4 -m whence index ...`), or in an array with `--shard 3/16`.
+    With `--fsdp` the processes of torchrun hold one model together, for models beyond one GPU.
     """
     rows = int(fit_rows) if fit_rows.isdigit() else fit_rows
     options = trace_options(
         method=method, damping=damping, layers=tuple(layers or ()), fit_rows=rows, max_length=max_length, dtype=dtype,
         columns=_columns(column), max_bad_rows=max_bad_rows, batch_tokens=batch_tokens, device=device, seed=seed,
+        fsdp=fsdp,
     )  # fmt: skip
     indexing = importlib.import_module("whence.indexing")  # torch and transformers load only when there is work
     compression = indexing.Compression(budget, scheme, int(shard_mb * 1_000_000))
+    if fsdp and not is_first():
+        indexing.build_index(model, train=data, out=out, compression=compression, options=options, shard=shard)
+        return 0  # worked along; the first process answers for all
     _quiet_unless_first(voice, shard)
     body = indexing.build_index(
         model, train=data, out=out, compression=compression, options=options, watch=voice, shard=shard
@@ -98,6 +105,7 @@ def ask(
     alpha: Annotated[str, typer.Option(help=describe("alpha"), hidden=True)] = "auto",
     cache: Annotated[str | None, typer.Option(help=CACHE, hidden=True)] = None,
     audit: Annotated[str | None, typer.Option(help=describe("audit"), hidden=True)] = None,
+    fsdp: Annotated[bool, typer.Option(help=describe("fsdp"), hidden=True)] = False,
 ) -> int:
     """Which rows of an index made the model say this? The training rows themselves are not read.
 
@@ -109,15 +117,20 @@ def ask(
 
     The model is loaded for the question's gradient; it must be the one that was indexed, which is told by its content.
     With --tuned the question is to a model that was fine-tuned from it: rows of both stages answer, in the same nats.
+    With --fsdp under torchrun the processes hold one model together, for models beyond one GPU.
     """
     questions = _questions(query, prompt, response, against, generate)
     asking = importlib.import_module("whence.asking")
+    follows = fsdp and not is_first()
     scores = asking.ask(
-        index, questions, model=model, out=out, report=report, watch=voice, top_k=top_k, normalise=normalise, span=span,
-        combine="contrast" if against is not None else combine, generate=generate or None,
-        columns=_columns(column) or None, device=device, tuned=_tuned(tuned, tuned_data, alpha), cache=cache,
-        audit=int(audit) if audit is not None and audit.isdigit() else audit,
+        index, questions, model=model, out=out, report=report, watch=None if follows else voice, top_k=top_k,
+        normalise=normalise, span=span, combine="contrast" if against is not None else combine,
+        generate=generate or None, columns=_columns(column) or None, device=device,
+        tuned=_tuned(tuned, tuned_data, alpha), cache=cache,
+        audit=int(audit) if audit is not None and audit.isdigit() else audit, fsdp=fsdp or None,
     )  # fmt: skip
+    if follows:
+        return 0  # worked along; the first process answers for all
     if voice.json:
         emit_scores(voice, scores, top_k or LISTED)
     else:

@@ -167,6 +167,8 @@ def _explain(voice: Voice, text: str, code: int) -> int:
 
 
 def _refuse(voice: Voice, error: WhenceError, arguments: Sequence[str]) -> int:
+    if error.told:
+        return error.exit_code
     record = {"got": error.got, "wanted": error.wanted, "try": error.try_}
     voice.emit({"type": "error", "exit_code": error.exit_code, "kind": type(error).__name__, **record})
     voice.json = False

@@ -4,6 +4,9 @@ The plan stays what it is. A pass over some batches starts again without the hal
 in two parts; what was learned is remembered, so that the next pass does not fail again. A row that does not fit alone
 is given up. Which rows are together changes their numbers within rounding only; every process decides for itself.
 
+Ranks that share a model (FSDP2) cannot start again in the middle of a batch: they write down what they have learned and
+end, and the next start goes on with it.
+
 (accelerate's ``find_executable_batch_size`` shrinks every batch of every process instead.)
 """
 
@@ -18,6 +21,7 @@ import torch
 
 from whence import faults
 from whence.errors import ResourceError, out_of_memory
+from whence.gradients.ranks import Share, share_of
 from whence.gradients.source import Closed, GradientSource, Labels, LiveGradients, Visitor
 from whence.linalg.matrix_batch import MatrixBatch
 
@@ -105,7 +109,7 @@ class Pass(Generic[V]):
         """The visitor after these batches, whatever had to be split.
 
         Raises:
-            ResourceError: too many rows that do not fit alone.
+            ResourceError: too many rows that do not fit alone; or any batch that does not fit, among ranks.
         """
         numbers = list(batches)
         while True:
@@ -117,19 +121,34 @@ class Pass(Generic[V]):
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            splits.learn(self.source, parts[done])
+            if done < len(parts):
+                splits.learn(self.source, parts[done])
+            if self.source.ranks is not None:
+                raise ResourceError(
+                    "a batch does not fit in memory",
+                    wanted="memory for the largest block of the model, one batch of activations and the factors",
+                    try_="the same command again: it goes on, with that batch in halves",
+                )
 
     def _attempt(self, parts: list[Part]) -> tuple[V | None, int]:
         """The visitor, or None and the place of the part that did not fit."""
-        watched = _Watched(self.visitor(), [number for number, _ in parts])
-        regrouped = self.source.regrouped([rows for _, rows in parts])
+        visitor = self.visitor()
+        mine = self._mine(visitor, len(parts))
+        watched = _Watched(visitor, [parts[n][0] for n in mine])
+        source = self.source.regrouped([rows for _, rows in parts]) if parts else self.source
         try:
-            self.seen_as(regrouped).visit(watched, labels=self.labels, seed=self.seed)
+            self.seen_as(source).visit(watched, labels=self.labels, seed=self.seed, batches=range(len(parts)))
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return None, watched.done
-        return watched.visitor, watched.done
+            return None, (*mine, len(parts))[watched.done]
+        return watched.visitor, len(parts)
+
+    def _mine(self, visitor: V, parts: int) -> range:
+        """Which parts this process sees."""
+        ranks = self.source.ranks
+        divided = ranks is not None and not self.source.abreast and share_of(visitor) is not None
+        return range(ranks.rank, parts, ranks.world) if ranks is not None and divided else range(parts)
 
 
 @dataclass
@@ -139,6 +158,11 @@ class _Watched(Generic[V]):
     visitor: V
     numbers: list[int]
     done: int = 0
+
+    @property
+    def share(self) -> Share | None:
+        """As the visitor that is watched shares."""
+        return share_of(self.visitor)
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         faults.batch(self.numbers[self.done])

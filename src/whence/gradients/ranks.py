@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from whence.errors import RankError
+from whence.errors import RankError, WhenceError, retold
 
 # What a visitor may have as ``share``: afterwards it holds what one that saw all batches of the visit would hold.
 # A visitor without it (or with None) is shown every batch on every rank.
@@ -146,6 +146,23 @@ class Ranks:
     def first(self, value: Any) -> Any:
         """The JSON value of the first rank; those of the others do not count."""
         return self.everyone(value if self.rank == 0 else None)[0]
+
+    def agreed(self, work: Callable[[], Any]) -> Any:
+        """What the first rank alone does: its JSON value on every rank.
+
+        Raises:
+            WhenceError: on every rank, when the work did; the others need not say it again.
+        """
+        failure, told = None, None
+        if self.rank == 0:
+            try:
+                told = {"found": work()}
+            except WhenceError as error:
+                failure, told = error, {"error": [type(error).__name__, error.got, error.wanted, error.try_]}
+        told = self.first(told)
+        if "error" in told:
+            raise failure or retold(*told["error"])
+        return told["found"]
 
     def merged(self, mine: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON-able entries of all ranks; where two have a key, they agree on its value."""

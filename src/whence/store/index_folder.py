@@ -21,7 +21,7 @@ finishes the folder with the bytes that an undisturbed run would have written, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ class IndexFolder:
     journal: Journal
     plan: Mapping[str, Any] = field(default_factory=dict)
     _whole: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process reads and writes there: see ``worklist.Folder``."""
+        return True
+
+    def alone(self, work: Callable[[], Any]) -> Any:
+        """Do it."""
+        return work()
+
+    def refresh(self) -> None:
+        """Learn what others have finished."""
+        self.journal.refresh()
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The journal entry of a file that is complete and undamaged; None for one that must be made (again)."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from whence.gradients.ranks import Ranks
 from whence.gradients.source import Closed, GradientSource
 from whence.linalg.codes.base import Code, Record
 from whence.linalg.matrix_batch import MatrixBatch
@@ -58,12 +59,29 @@ class Encode:
         self.records.append(record)
         self._parts, self._norm_B = {}, None
 
+    def share(self, ranks: Ranks) -> None:
+        """Take in the batches that other ranks coded, in the order in which one process would have: rank by rank."""
+        told = ranks.everyone([len(record[ROW]) for record in self.records])
+        given = [self.finished() if rank == ranks.rank else self._room(sum(rows)) for rank, rows in enumerate(told)]
+        whole = [{name: ranks.from_rank(n, t) for name, t in record.items()} for n, record in enumerate(given)]
+        parts = [_split(record, rows) for record, rows in zip(whole, told, strict=True)]
+        self.records = [of[step] for step in range(max(map(len, parts))) for of in parts if step < len(of)]
+
     def finished(self) -> Record:
         """All rows seen."""
         if not self.records:  # none of them fitted in memory
-            fields = {**self.code.fields, **{name: (dtype,) for name, dtype in KNOWN.items()}}
-            return {name: torch.empty((0, *count), dtype=dtype) for name, (dtype, *count) in fields.items()}
+            return self._room(0)
         return {name: torch.cat([r[name] for r in self.records]).contiguous() for name in self.records[0]}
+
+    def _room(self, rows: int) -> Record:
+        fields = {**self.code.fields, **{name: (dtype,) for name, dtype in KNOWN.items()}}
+        return {name: torch.empty((rows, *count), dtype=dtype) for name, (dtype, *count) in fields.items()}
+
+
+def _split(record: Record, rows: Sequence[int]) -> list[Record]:
+    """A record of several batches as one of each."""
+    pieces = {name: tensor.split(list(rows)) for name, tensor in record.items()}
+    return [{name: of[n] for name, of in pieces.items()} for n in range(len(rows))]
 
 
 def shard_batches(source: GradientSource, row_bytes: int, shard_bytes: int) -> list[range]:

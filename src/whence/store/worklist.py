@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from whence.store.crew import Crew
-from whence.store.index_folder import IndexFolder
 
 
 def _always() -> bool:
@@ -23,6 +23,39 @@ def _nothing() -> list[str]:
     return []
 
 
+class Folder(Protocol):
+    """Where files are made: ``IndexFolder``, or ``SharedFolder`` for the ranks of a model in pieces."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def plan(self) -> Mapping[str, Any]: ...
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process reads and writes there; another one does if not, and this one hears of it."""
+        ...
+
+    def alone(self, work: Callable[[], Any]) -> Any:
+        """What comes of work that only whoever reads and writes there does; JSON."""
+        ...
+
+    def refresh(self) -> None: ...
+
+    def finished(self, name: str) -> dict[str, Any] | None: ...
+
+    def enter(self, name: str, **facts: Any) -> None: ...
+
+    def remember(self, name: str, facts: Mapping[str, Any]) -> None: ...
+
+    def remembered(self, first: str) -> list[dict[str, Any]]: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def close(self, names: Iterable[str], body: Mapping[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """One file.
@@ -34,6 +67,7 @@ class Task:
         needless: whether something else has made it superfluous.
         uses: files that nobody needs once this one is finished.
         rows: for progress, if somebody else makes it.
+        together: whether all ranks of a model in pieces make it; otherwise the one does whose the folder is.
     """
 
     name: str
@@ -42,10 +76,11 @@ class Task:
     needless: Callable[[], bool] = _never
     uses: Callable[[], list[str]] = _nothing
     rows: int = 0
+    together: bool = False
 
 
 def complete(
-    tasks: Iterable[Task], folder: IndexFolder, crew: Crew, progress: Callable[[int], None] = lambda _rows: None
+    tasks: Iterable[Task], folder: Folder, crew: Crew, progress: Callable[[int], None] = lambda _rows: None
 ) -> int:
     """Return when every task is finished or needless, whoever did it; how many this process made.
 
@@ -55,7 +90,7 @@ def complete(
     """
     open_, mine = deque(tasks), set[str]()
     while True:
-        folder.journal.refresh()
+        folder.refresh()
         chosen = _next(open_, folder, crew, lambda task: progress(0 if task.name in mine else task.rows))
         if chosen is None:
             if not open_:
@@ -63,9 +98,9 @@ def complete(
             crew.wait()
             continue
         try:
-            folder.journal.refresh()  # somebody may have finished it just before the claim
+            folder.refresh()  # somebody may have finished it just before the claim
             if folder.finished(chosen.name) is None and not chosen.needless():
-                folder.enter(chosen.name, **chosen.make())
+                folder.enter(chosen.name, **(chosen.make() if chosen.together else folder.alone(chosen.make)))
                 mine.add(chosen.name)
                 for used in chosen.uses():
                     folder.drop(used)
@@ -75,7 +110,7 @@ def complete(
             crew.leave(chosen.name)
 
 
-def _next(open_: deque[Task], folder: IndexFolder, crew: Crew, settled: Callable[[Task], None]) -> Task | None:
+def _next(open_: deque[Task], folder: Folder, crew: Crew, settled: Callable[[Task], None]) -> Task | None:
     """The first task that is to be made and that nobody else makes; what is settled leaves the list."""
     passed: list[Task] = []
     found = None
