@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
+from whence.launch import launched
+
 
 class Watcher(Protocol):
     """Someone who wants to hear what is happening."""
@@ -23,8 +25,9 @@ class Watcher(Protocol):
 
 
 def is_first() -> bool:
-    """Whether this process answers for all that its launcher (torchrun) started: writes files and speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process answers for all that its launcher started: writes files and speaks."""
+    found = launched(os.environ)
+    return found is None or found.rank == 0
 
 
 class Silent:

@@ -7,7 +7,7 @@ import ast
 from architecture.tree import Module, call_name, functions, imports, modules
 
 FLOORS = {
-    0: ("errors", "results", "watch", "faults"),
+    0: ("errors", "results", "launch", "watch", "faults"),
     1: ("linalg", "tasks"),
     2: ("gradients",),
     3: ("curvature",),
@@ -65,7 +65,7 @@ LOOKUPS = {"", "tasks.base", "curvature.base", "loading.load"}
 # packages that come with an extra are imported by the function that draws or searches with them
 EXTRAS = {"matplotlib", "faiss"}
 
-TORCH_FREE = ("errors", "results", "watch", "report")
+TORCH_FREE = ("errors", "results", "launch", "watch", "report")
 HEAVY = ("transformers", "datasets", "peft")
 MAY_LOAD_HEAVY = ("tasks", "gradients.layers", "api", "loading", "cli", "demo", "callback")
 

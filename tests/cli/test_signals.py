@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Place, process
+from whence.cli import signals
 
 PYTHON_BUSY = "import time\nwhile True: time.sleep(0.01)"
 C_BUSY = "import ctypes\nctypes.CDLL(None).sleep(60)"  # gives the lock away, as long computations in torch do
 SCRIPT = """
-import sys
+import sys, time
 from whence.cli import signals
-signals.GRACE = 1.0
+signals.GRACE = {grace}
 with signals.Signals() as found:
     try:
         print("ready", flush=True)
@@ -31,8 +32,8 @@ sys.exit(75 if found.received not in (None, 2) else 130)
 
 
 @contextmanager
-def started(busy: str, after: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    code = SCRIPT.format(busy=busy.replace("\n", "\n        "), after=after)
+def started(busy: str, after: str = "pass", *, grace: float = 1) -> Iterator[subprocess.Popen[str]]:
+    code = SCRIPT.format(busy=busy.replace("\n", "\n        "), after=after, grace=grace)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         yield child
@@ -49,11 +50,30 @@ def test_one_signal(busy: str, number: int, code: int) -> None:
 
 
 def test_the_second_signal_ends_at_once() -> None:
-    with started(PYTHON_BUSY, after="import time; time.sleep(60)") as child:
+    with started(PYTHON_BUSY, after="time.sleep(60)", grace=60) as child:
         child.send_signal(signal.SIGTERM)
+        time.sleep(signals.REPEAT + 0.3)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(5) == 75
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_impatience_at_the_keyboard_is_answered_at_once(first: int, second: int) -> None:
+    with started(PYTHON_BUSY, after="time.sleep(60)", grace=60) as child:
+        child.send_signal(first)
         time.sleep(0.3)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 75
+        child.send_signal(second)
+        assert child.wait(5) == (130 if first == signal.SIGINT else 75)
+
+
+def test_a_signal_that_is_said_twice_leaves_time_to_end() -> None:
+    """SLURM tells a step to end, and so does the srun that it tells as well (22.05: in the same second)."""
+    with started(PYTHON_BUSY, after="time.sleep(0.5); print('let go', flush=True)", grace=60) as child:
+        for _ in range(3):
+            child.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        assert child.wait(5) == 75
+        assert child.stdout is not None and child.stdout.read() == "let go\n"
 
 
 def test_a_childs_signal_is_not_its_parents() -> None:
@@ -68,6 +88,7 @@ def test_a_childs_signal_is_not_its_parents() -> None:
             "sys.exit(0)"
         ).replace("\n", "\n        "),
         after="pass",
+        grace=1,
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
 

@@ -12,6 +12,7 @@ from typing import Any
 
 # SLURM announces a time limit with a signal of the user's choice, by custom SIGUSR1
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+REPEAT = 2.0  # seconds in which the same may be said again: by SLURM, and by an srun that SLURM has told as well
 GRACE = 8.0  # seconds for the main thread to come back from a long computation in C
 STOPPED, INTERRUPTED = 75, 130  # exit codes
 
@@ -29,12 +30,14 @@ class Signals:
     """While entered, SIGINT raises KeyboardInterrupt and SIGTERM ``Stopped``; ``received`` is the first of them.
 
     A thread sees signals even while the main thread is busy in C: the process ends at the second signal, or when the
-    first has not been answered within ``GRACE`` seconds. Nothing is lost by that: files are published whole or not at
-    all, and what is unfinished is cleared by the next process.
+    first has not been answered within ``GRACE`` seconds. What comes again within ``REPEAT`` seconds is no second one,
+    unless it is Ctrl-C. Nothing is lost by that: files are published whole or not at all, and what is unfinished is
+    cleared by the next process.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
         self._ends: tuple[int, int] | None = None
         self._wakeup = -1
@@ -60,16 +63,22 @@ class Signals:
             os.close(self._ends[1])  # the thread sees the end of the pipe
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:  # the thread does the same, and must not be outrun by a traceback
+        if self.received is not None:
+            if _again(number, self.received, self._since):
+                return
+            # the thread does the same, and must not be outrun by a traceback
             os._exit(INTERRUPTED if self.received == signal.SIGINT else STOPPED)
-        self.received = number
+        self.received, self._since = number, time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped
 
     def _watch(self, end: int) -> None:
         """In a thread: the first signal starts the clock, the second ends the process."""
         first = _next(end, None)
         if first is not None:
+            began = time.monotonic()
             second = _next(end, GRACE)
+            while second is not None and _again(second, first, began):
+                second = _next(end, began + GRACE - time.monotonic())
             if second is not None or not self._closed(end):
                 os._exit(INTERRUPTED if first == signal.SIGINT else STOPPED)
         os.close(end)
@@ -78,6 +87,11 @@ class Signals:
         """Has the command come to its end meanwhile?"""
         readable = select.select([end], [], [], 0)[0]
         return bool(readable) and os.read(end, 1) == b""
+
+
+def _again(number: int, first: int, since: float) -> bool:
+    """Is it the first signal once more, as launchers do?"""
+    return number == first != signal.SIGINT and time.monotonic() - since < REPEAT
 
 
 def _next(end: int, seconds: float | None) -> int | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from whence.cli.flags import from_records, spoken
 from whence.cli.voice import Voice
+from whence.launch import require_one
 from whence.options import TraceOptions, TraceRequest, read_config, trace_request
 from whence.report import render_text, report_data
 from whence.results import Ranked, Scores
 from whence.watch import is_first
 
 SHOWN, LISTED = 5, 10
+ONE = "one process (srun -n 1); --fsdp, to share a large model; or whence index, which shares its work, and whence ask"
 
 
 class Config(BaseModel):
@@ -48,6 +51,8 @@ def trace(voice: Voice, given: dict[str, Any]) -> int:
     """
     flat = read_config(given.pop("config")) if "config" in given else {}
     request = trace_request({**flat, **given})
+    if not request.options.fsdp:
+        require_one(os.environ, verb="whence trace", try_=ONE)
     api = importlib.import_module("whence.api")  # torch and transformers load only when there is work
     if request.options.fsdp and not is_first():
         api.trace(request)  # works along; the first process answers for all

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from whence.errors import ModelError, OptionError
 from whence.gradients.ranks import Ranks
+from whence.launch import for_torch
 from whence.loading.places import pick_device
 
 # How long ranks wait while one works alone: it writes files, or reads them all to see whether they are whole. A rank
@@ -37,26 +38,23 @@ def join_ranks(device: str = "auto") -> Ranks:
     kind = torch.device(pick_device(device)).type
     if kind not in ("cpu", "cuda"):
         raise OptionError(f"fsdp on {kind}", wanted="CUDA GPUs, or cpu", try_="--device cpu")
+    if not dist.is_initialized():
+        os.environ |= for_torch(os.environ)
     place = torch.device(kind)
-    if kind == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if kind == "cuda":  # of those that the launcher lets this process see
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        if "RANK" not in os.environ:
-            raise OptionError(
-                "fsdp in a process that no launcher started",
-                wanted="one process per GPU",
-                try_="torchrun --nproc-per-node 2 -m whence ... --fsdp",
-            )
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size(), place, _words(dist.group.WORLD))
 
 
 @lru_cache(maxsize=1)
-def _words(_among: object) -> dist.ProcessGroup:
+def _words(_among: object) -> dist.ProcessGroup | None:
     """One group for JSON beside the usual one, however often a process joins."""
-    return dist.new_group(backend="gloo", timeout=ALONE)
+    group = dist.new_group(backend="gloo", timeout=ALONE)
+    return group if isinstance(group, dist.ProcessGroup) else None
 
 
 def _leave() -> None:

@@ -7,6 +7,7 @@ No network and no collectives: everything happens through small files in the fol
   carry no correctness: a file is a function of the plan and its name, published whole, so one made twice is the same.
 * **Signs of life** (``.members/NAME``, rewritten every second or so) count up; whoever waits for somebody whose count
   stands still for too long takes him for dead. Clocks of different machines are never compared.
+* **Names** in the folder belong to one process: who comes again while others work gets another (``shard-3.1``).
 * **Locks**: every member holds the folder's lock for sharing, a process on its own holds it alone.
 
 A *rank* (``RANK`` and ``WORLD_SIZE``, or a SLURM step) belongs to a job that ends together: survivors finish what they
@@ -15,6 +16,7 @@ can and raise ``RankError``. A *shard* (``--shard 3/16``, from a job array) come
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from whence.errors import OptionError, RankError
+from whence.launch import launched
 from whence.store import atomic
 from whence.store.run import OWNER, Lock, clear_parts, in_use, own_folder, sign_owner
 
@@ -36,6 +39,10 @@ POLL, BEAT = 0.1, 1.0  # seconds between two looks, and between two signs of lif
 PATIENCE, VARIABLE = 20.0, "WHENCE_RANK_TIMEOUT"
 ARRIVAL = 2.5  # times as long until somebody never seen is missed: imports take their time, a minute is the limit
 WORKING, DONE, FAILED = "working", "done", "failed"
+MARKS = (
+    "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+)  # fmt: skip
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -77,14 +84,10 @@ def member_of(shard: str | None, environment: Mapping[str, str]) -> Member | Non
         if found is None or not 0 <= int(found[1]) < int(found[2]):
             raise OptionError(f"shard {shard!r}", wanted="i/n with i from 0 to n - 1", try_="--shard 0/4")
         return Member("shard", int(found[1]), int(found[2]))
-    # SLURM_NTASKS is also set in a batch script, where this may be the only process; the step's variables are not.
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    for rank, size, local in names:
-        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit() and int(environment[size]) > 1:
-            marks = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-            marks += ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-            job = " ".join(environment.get(mark, "") for mark in marks)
-            return Member("rank", int(environment[rank]), int(environment[size]), int(environment.get(local) or 0), job)
+    found = launched(environment)
+    if found is not None and found.world > 1:
+        job = " ".join(environment.get(mark, "") for mark in MARKS)
+        return Member("rank", found.rank, found.world, found.local, job)
     return None
 
 
@@ -134,11 +137,19 @@ class Alone:
 
 @dataclass
 class Team:
-    """This process among others."""
+    """This process among others.
+
+    Attributes:
+        folder: of the index.
+        member: who this is.
+        patience: seconds without a sign of life until somebody is taken for dead.
+        called: its name in the folder, where it is not that of the member.
+    """
 
     folder: Path
     member: Member
     patience: float = PATIENCE
+    called: str = ""
     _state: str = WORKING
     _beats: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -149,14 +160,14 @@ class Team:
 
     @property
     def name(self) -> str:
-        return self.member.name
+        return self.called or self.member.name
 
     def take(self, task: str) -> bool:
         claim = self._claim(task)
         if atomic.create(claim, self.name):
             return True
         holder = _text(claim)
-        if self.member.kind == "rank" or holder is None or not self._gone(holder):
+        if holder is None or self._is_mate(holder) or not self._gone(holder):
             return False
         atomic.remove(claim)  # whoever held it is gone; if two find out at once, both make the same file
         return atomic.create(claim, self.name)
@@ -231,8 +242,12 @@ class Team:
             return f"was not there within {ARRIVAL * self.patience:.0f} seconds"
         return ""
 
+    def _is_mate(self, name: str) -> bool:
+        """A rank of this job: its death ends the job, and its work is not taken over."""
+        return self.member.kind == "rank" and bool(self._told(name))
+
     def _gone(self, name: str) -> bool:
-        told = self._told(name)
+        told = self._read(name)
         return name != self.name and (
             told.get("state") in (DONE, FAILED) or _is_dead(told) or self._silent(name) > self.patience
         )
@@ -246,15 +261,24 @@ class Team:
 
     def _told(self, name: str) -> dict[str, Any]:
         """What a member last said; nothing if that was in another job."""
+        told = self._read(name)
+        return told if told.get("job", "") == self.member.job else {}
+
+    def _read(self, name: str) -> dict[str, Any]:
         text = _text(self.folder / MEMBERS / name)
         try:
             told = json.loads(text) if text else {}
         except ValueError:
             return {}
-        return told if isinstance(told, dict) and told.get("job", "") == self.member.job else {}
+        return told if isinstance(told, dict) else {}
 
     def _rank(self, number: int) -> str:
-        return Member(self.member.kind, number, self.member.of).name
+        """The name of a rank of this job, which has a further number where somebody had the name before."""
+        name = Member(self.member.kind, number, self.member.of).name
+        if self._told(name):
+            return name
+        others = sorted(path.name for path in (self.folder / MEMBERS).glob(f"{name}.*"))
+        return next((other for other in reversed(others) if self._told(other)), name)
 
     def _claim(self, task: str) -> Path:
         return self.folder / CLAIMS / task
@@ -278,7 +302,7 @@ def joined(
     place = own_folder(folder, kind=kind)
     lock, patience = Lock(place), float(os.environ.get(VARIABLE) or PATIENCE)
     first = _enter(lock, place, patience)
-    team = Team(place, member, patience)
+    team = Team(place, member, patience, _free_name(place, member.name))
     try:
         if first:
             sign_owner(place)
@@ -315,6 +339,16 @@ def _enter(lock: Lock, place: Path, patience: float) -> bool:
         if time.monotonic() > until:
             raise in_use(place)
         time.sleep(POLL)
+
+
+def _free_name(place: Path, name: str) -> str:
+    """A name that nobody has had since the folder was last cleared.
+
+    A job that is submitted again, or a task that is requeued, may find here what it left itself, also claims; it must
+    not pass for the one that died, nor share a journal with one that is still on its way out.
+    """
+    tried = (name if not n else f"{name}.{n}" for n in itertools.count())
+    return next(each for each in tried if atomic.create(place / MEMBERS / each, ""))
 
 
 def _is_last(lock: Lock) -> bool:
