@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported when they are first used: most of a second that `whence --help` does not need
 
 from whence.report.records import Distribution, LexicalVerdict, SourceTotal, Tail
 
@@ -200,7 +200,7 @@ def rank_correlation(rows: np.ndarray) -> tuple[tuple[float, ...], ...] | None:
     known = np.isfinite(rows).all(0)
     if len(rows) < 2 or known.sum() < 3:
         return None
-    ranks = stats.rankdata(rows[:, known], axis=1)
+    ranks = scipy.stats.rankdata(rows[:, known], axis=1)
     centred = ranks - ranks.mean(1, keepdims=True)
     norms = np.linalg.norm(centred, axis=1)
     safe = np.where(norms > 0, norms, 1.0)
