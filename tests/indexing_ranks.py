@@ -35,7 +35,7 @@ def python(place: Path) -> None:
 
     body = whence.build_index(
         (tiny_llama(), word_tokenizer()), train=rows, out=place / "live", fsdp=True, device="cpu", batch_tokens=32,
-        compression={"budget": 100}, watch=Ear(),
+        max_bad_rows=1, compression={"budget": 100}, watch=Ear(),
     )  # fmt: skip
     scores = whence.ask(place / "live", asked, model=(tiny_llama(), word_tokenizer()), fsdp=True, device="cpu")
     found = {"body": body, "told": told, "shape": scores.values.shape, "queries": scores.query_ids}

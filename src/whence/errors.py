@@ -20,7 +20,10 @@ A message says what we **got**, what we **wanted** and what to **try**, quoting 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_PLACE = re.compile(r"^\[[^\]]*\] *")  # in the sources of a library
 
 
 class WhenceError(Exception):
@@ -100,6 +103,22 @@ def out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "out of memory" in said or "can't allocate memory" in said
+
+
+def rank_lost(error: BaseException) -> bool:
+    """Is this a collective operation that failed because a process was no longer there? gloo has no class for it."""
+    named = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return named or ("gloo" in str(error) and isinstance(error, RuntimeError))
+
+
+def gone(error: BaseException) -> RankError:
+    """What whoever was waiting for that process says."""
+    said = str(error).partition("\n")[0]
+    return RankError(
+        f"another process of this job is gone ({_PLACE.sub('', said)[:80]})",
+        wanted="all of them alive: each holds a part of the model",
+        try_="see what that process said; then the same command again",
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

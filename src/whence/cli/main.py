@@ -34,7 +34,7 @@ from rich.text import Text
 from whence import __version__
 from whence.cli.signals import Signals, Stopped
 from whence.cli.voice import Voice
-from whence.errors import ResourceError, WhenceError, out_of_memory
+from whence.errors import ResourceError, WhenceError, gone, out_of_memory, rank_lost
 from whence.report.characters import visible
 from whence.store import atomic
 from whence.store.provenance import redacted, redacted_argv, versions
@@ -100,6 +100,8 @@ def _run(voice: Voice, arguments: Sequence[str], signals: Signals) -> int:
             return INTERRUPTED
         if out_of_memory(error):
             return _refuse(voice, _memory_error(error), arguments)
+        if rank_lost(error):
+            return _refuse(voice, gone(error), arguments)
         return _crash(voice, arguments)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from whence.errors import RankError, WhenceError, retold
+from whence.errors import WhenceError, gone, retold
 
 # What a visitor may have as ``share``: afterwards it holds what one that saw all batches of the visit would hold.
 # A visitor without it (or with None) is shown every batch on every rank.
@@ -128,11 +128,7 @@ class Ranks:
         try:
             return [json.loads(bytes(part.numpy())) for part in self._texts(text)]
         except RuntimeError as error:
-            raise RankError(
-                f"another process of this job is gone ({str(error).splitlines()[0][:120]})",
-                wanted="all of them alive: each holds a part of the model",
-                try_="what that process said; then the same command again",
-            ) from error
+            raise gone(error) from error
 
     def _texts(self, text: Tensor) -> list[Tensor]:
         place = torch.device("cpu") if self.words is not None else self.device
