@@ -49,6 +49,16 @@ def test_a_trace_reads_the_rows_that_were_foreseen_and_writes_that_much(tmp_path
     json.dumps(found, allow_nan=False)
 
 
+def test_with_fsdp_it_says_whose_figures_they_are(tmp_path: Path) -> None:
+    """One process plans: it needs no launcher, and does not pretend to have been many."""
+    found = estimate(live(), train=animal_rows(40), plan={"job": "index", "calibrate": 0.1}, fsdp=True)
+    assert found["job"] == "index" and found["problems"] == [] and found["model_bytes"] > 0
+    (note,) = (note for note in found["notes"] if "fsdp" in note)
+    assert f"1/n of the weights ({found['model_bytes'] / 1e6:,.1f} MB)" in note and "one process" in note
+    plain = estimate(live(), train=animal_rows(40), plan={"job": "index", "calibrate": 0.0})
+    assert not any("fsdp" in note for note in plain["notes"])
+
+
 def test_an_index_has_the_bytes_that_were_foreseen(tmp_path: Path) -> None:
     found = estimate(live(), train=MANY, plan={"budget": 0.3}, fit_rows=100, out=tmp_path / "i")
     whence.build_index(live(), train=MANY, out=tmp_path / "i", compression={"budget": 0.3}, fit_rows=100)

@@ -70,7 +70,8 @@ def estimate(
     if job == "trace" and query is None:
         asked_of(TraceRequest(model="", data=("",)))  # says what is missing
     wish = _wish(options, overrides, watch)
-    return _Planner(wish, given, job, None if out is None else str(out)).run(model, train, query)
+    found = _Planner(_whole(wish), given, job, None if out is None else str(out)).run(model, train, query)
+    return {**found, "notes": [*found["notes"], _in_pieces(found)]} if wish.options.fsdp else found
 
 
 def estimate_request(request: TraceRequest, plan: PlanOptions, *, watch: Watcher | None = None) -> dict[str, Any]:
@@ -115,6 +116,22 @@ def _wish(
     if settings.normalise == "none":
         settings = settings.model_copy(update={"normalise": method.normalise})
     return Wish(method, parse_damping(settings.damping), settings, watch or Silent())
+
+
+def _whole(wish: Wish) -> Wish:
+    """A plan is made by one process, which holds the whole model."""
+    return replace(wish, options=wish.options.model_copy(update={"fsdp": False}))
+
+
+def _in_pieces(found: Mapping[str, Any]) -> str:
+    """What is otherwise where n processes share the model."""
+    weights, factors, batch = (found[name] / 1e6 for name in ("model_bytes", "factor_bytes", "batch_bytes"))
+    most = "factors and one batch" if not batch else f"the factors ({factors:,.1f} MB) and one batch ({batch:,.1f} MB)"
+    return (
+        "the figures are those of one process that holds the whole model. With fsdp each of n processes holds 1/n of "
+        f"the weights ({weights:,.1f} MB), one block of them at a time, {most}; a pass over the rows takes 1/n of the "
+        "time at best (the fit of an index half of it, with fit_rows auto): gathering the weights was not measured"
+    )
 
 
 @dataclass(frozen=True)
