@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,106 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with pytest.raises(StoreError, match="cannot write"):
         atomic.write_text(tmp_path / "a" / "b", "x")
+
+
+EXHAUSTED = [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
+
+
+@pytest.mark.parametrize("code", EXHAUSTED, ids=[errno.errorcode[code] for code in EXHAUSTED])
+def test_what_has_run_out_is_told_from_what_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(_reached: str, _path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(atomic, "reach", fail)
+    with pytest.raises(ResourceError) as caught:
+        atomic.write_text(tmp_path / "a", "x")
+    assert caught.value.got == f"cannot write {tmp_path / 'a'}: {os.strerror(code)}"
+    assert "what is finished is kept" in caught.value.wanted and "ulimit -n" in caught.value.try_
+
+
+def test_how_much_is_needed_and_free_is_said_where_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_reached: str, _path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def unknown(_place: Path) -> None:
+        raise OSError("no such disk")
+
+    monkeypatch.setattr(atomic, "reach", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**6, 10**6 - 1234, 1234))
+    with pytest.raises(ResourceError, match=r"No space left on device \(5,000 bytes needed, 1,234 free\)"):
+        atomic.write_bytes(tmp_path / "a", bytes(5000))
+    with (
+        pytest.raises(ResourceError, match=r"\(more bytes needed than there are, 1,234 free\)"),
+        atomic.writing(tmp_path / "a"),
+    ):
+        pass
+    monkeypatch.setattr(shutil, "disk_usage", unknown)
+    with pytest.raises(ResourceError, match=r"\(5,000 bytes needed\)"):
+        atomic.write_bytes(tmp_path / "a", bytes(5000))
+
+
+def test_what_a_writer_in_another_language_says_of_the_system_is_understood(tmp_path: Path) -> None:
+    """safetensors tells of a full disk in words."""
+    with (
+        pytest.raises(ResourceError, match=f"no room to write .*{os.strerror(errno.ENOSPC)}"),
+        atomic.writing(tmp_path / "a"),
+    ):
+        raise RuntimeError(f"I/O error: anything at all (os error {errno.ENOSPC})")
+    with pytest.raises(StoreError, match=f"cannot write .*{os.strerror(errno.EACCES)}"), atomic.writing(tmp_path / "a"):
+        raise RuntimeError(f"(os error {errno.EACCES})")
+    with pytest.raises(RuntimeError, match="no such thing"), atomic.writing(tmp_path / "a"):
+        raise RuntimeError("no such thing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_line_is_a_full_disk_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "journal", os.write
+    atomic.append_line(path, "first")
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    with pytest.raises(ResourceError, match="no room to write"):
+        atomic.append_line(path, "second")
+    assert path.read_text() == "first\nsec"
+    monkeypatch.setattr(os, "write", write)
+    atomic.append_line(path, "third")
+    assert path.read_text() == "first\nsec\nthird\n"
+
+
+def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
+    atomic.write_json_once(tmp_path / "plan", {"a": 1})
+    atomic.write_json_once(tmp_path / "plan", {"a": 2})
+    assert json.loads((tmp_path / "plan").read_text()) == {"a": 1}
+    assert atomic.create(tmp_path / "deep" / "claim", "me") and not atomic.create(tmp_path / "deep" / "claim", "you")
+    assert (tmp_path / "deep" / "claim").read_text() == "me"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "plan"]
+
+
+def test_files_folders_and_nothing_are_removed(tmp_path: Path) -> None:
+    atomic.make_folder(tmp_path / "a" / "b")
+    atomic.overwrite(tmp_path / "a" / "sign", "1")
+    atomic.overwrite(tmp_path / "a" / "sign", "2")
+    assert (tmp_path / "a" / "sign").read_text() == "2" and len(list((tmp_path / "a").iterdir())) == 2
+    with pytest.raises(StoreError, match="cannot write"):
+        atomic.remove(tmp_path / "a")  # not empty
+    for name in ("sign", "b", "gone"):
+        atomic.remove(tmp_path / "a" / name)
+    atomic.remove(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic.sync_folder(tmp_path / "gone")
+    sync = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    atomic.write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").read_text() == "x"
 
 
 def test_json_never_holds_a_bare_nan(tmp_path: Path) -> None:

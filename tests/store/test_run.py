@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from whence.errors import StoreError
-from whence.results import RowView, Scores
-from whence.store import atomic, run, tables
+from whence.results import RowView, Scores, TokenTrack
+from whence.store import atomic, run, tables, token_table
 
 
 def some_scores(*, top: bool = False, layers: bool = True, dtype: str = "float64") -> Scores:
@@ -231,6 +234,107 @@ def test_a_run_in_use_names_its_owner(tmp_path: Path) -> None:
         other.join()
     with run.claimed(tmp_path / "run"):
         pass  # the lock of a killed process does not outlive it
+
+
+def test_a_lock_that_fails_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without locks is made do with; a disk that fails is not taken for one."""
+
+    def fail(self: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        run.Lock(tmp_path).alone()
+
+
+def test_where_locks_cannot_be_shared_one_process_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "fcntl", None)
+    lock = run.Lock(tmp_path)
+    assert lock.alone()
+    with pytest.raises(StoreError) as caught:
+        lock.share()
+    assert caught.value.wanted == "a system with flock" and caught.value.try_ == "one process"
+    lock.release()
+
+
+def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path: Path) -> None:
+    one, two, three = (run.Lock(tmp_path) for _ in range(3))
+    assert one.alone() and not two.alone() and not two.share()
+    assert one.share() and two.share() and not three.alone()
+    one.release()
+    assert not three.alone()
+    two.release()
+    assert three.alone()
+    three.release()
+    three.release()  # nothing is held: nothing happens
+
+
+@pytest.mark.parametrize("files", [None, ["scores.parquet"], "scores.parquet"])
+def test_a_manifest_that_lists_no_files_is_damaged(tmp_path: Path, files: object) -> None:
+    with run.claimed(tmp_path / "run") as folder:
+        run.save_scores(folder, some_scores())
+    run.write_manifest(tmp_path / "run", {**run.read_manifest(tmp_path / "run"), "files": files})
+    with pytest.raises(StoreError, match=r"run.json is damaged: it does not list its files"):
+        run.load_scores(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 8}, {"queries": 2, "kept_per_query": 5}, {"layers": ["a.b", "x"]}, {"dtype": "odd"}]
+)
+def test_tables_that_do_not_fit_the_manifest_are_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    with run.claimed(tmp_path / "run") as folder:
+        run.save_scores(folder, some_scores())
+    body = run.read_manifest(tmp_path / "run")
+    run.write_manifest(tmp_path / "run", {**body, "scores": {**body["scores"], **change}})
+    with pytest.raises(StoreError, match="is damaged: "):
+        run.load_scores(tmp_path / "run")
+
+
+def test_token_scores_come_back(tmp_path: Path) -> None:
+    track = TokenTrack(((0, 2), (2, 5)), (0.5, -1.0), (True, False), "position", 0.25)
+    other = TokenTrack(((0, 1),), (2.0,), (), "output", 0.0)
+    cells = np.arange(6, dtype=np.float32).reshape(2, 3)
+    given = {
+        "token_tracks": {("q1", "row:0"): (track, other), ("q2", "row:1"): (other,)},
+        "query_tracks": {"q1": other},
+        "token_pairs": {("q1", "row:0"): cells},
+        "heads": {"q1": {"attn": (1.0, -2.0)}},
+    }
+    with run.claimed(tmp_path / "run") as folder:
+        run.save_scores(folder, some_scores().with_(**given))
+    found = run.load_scores(tmp_path / "run")
+    assert dict(found.token_tracks) == given["token_tracks"] and dict(found.query_tracks) == given["query_tracks"]
+    assert {q: dict(layers) for q, layers in found.heads.items()} == given["heads"]
+    np.testing.assert_array_equal(found.token_pairs["q1", "row:0"], cells)
+    assert list(found.token_pairs) == [("q1", "row:0")]
+
+
+@pytest.mark.parametrize("change", [{"scores": [1.0]}, {"masked": [True]}, {"ends": [1]}])
+def test_a_track_whose_lengths_do_not_fit_is_damage(change: dict[str, Any]) -> None:
+    track = TokenTrack(((0, 2), (2, 5)), (0.5, -1.0))
+    (line,) = token_table.token_table(some_scores().with_(query_tracks={"q1": track})).to_pylist()
+    assert token_table.read_token_table(pa.Table.from_pylist([line], schema=token_table.SCHEMA))["query_tracks"] == {
+        "q1": track
+    }
+    with pytest.raises(ValueError, match=r"spans with|zip\(\)"):
+        token_table.read_token_table(pa.Table.from_pylist([{**line, **change}], schema=token_table.SCHEMA))
+
+
+def test_scores_without_words_or_questions_are_kept_too(tmp_path: Path) -> None:
+    scores = some_scores(layers=False).with_(lexical=None, self_influence=None)
+    nothing = {"values": np.zeros((0, 7)), "query_ids": (), "query_rows": {}}
+    layers = some_scores().with_(**nothing, per_layer=np.zeros((0, 7, 2)), lexical=None)
+    top = scores.with_(**{**nothing, "values": np.zeros((0, 4))}, columns=np.zeros((0, 4), dtype=np.int64))
+    for name, given in (("bare", scores), ("empty", scores.with_(**nothing)), ("layers", layers), ("top", top)):
+        with run.claimed(tmp_path / name) as folder:
+            run.save_scores(folder, given)
+    found = run.load_scores(tmp_path / "bare")
+    assert found.lexical is None and found.self_influence is None and not found.token_tracks
+    np.testing.assert_array_equal(found.values, scores.values)
+    empty = run.load_scores(tmp_path / "empty")
+    assert empty.values.shape == (0, 7) and empty.query_ids == () and empty.train_ids == scores.train_ids
+    assert run.load_scores(tmp_path / "layers").per_layer.shape == (0, 7, 2)
+    same(top, run.load_scores(tmp_path / "top"))
 
 
 def test_secrets_stay_out(tmp_path: Path) -> None:

@@ -87,6 +87,34 @@ def test_forgotten_but_for_what_is_not_ours(tmp_path: Path) -> None:
     unfinished.forget(tmp_path)
 
 
+def test_what_a_dead_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    kept(tmp_path)
+    (tmp_path / FOLDER / f".fit.1.safetensors.x{unfinished.atomic.PART}").write_text("half")
+    (tmp_path / FOLDER / "fit.odd").mkdir()  # a folder is not ours
+    part = open_part(tmp_path, "fit", {**OF, "seed": 1})
+    assert part.differs == ("seed",) and [p.name for p in (tmp_path / FOLDER).iterdir()] == ["fit.odd"]
+
+
+def test_a_part_of_another_format_is_begun_anew(tmp_path: Path) -> None:
+    kept(tmp_path)
+    path = tmp_path / FOLDER / "fit.json"
+    unfinished.atomic.write_json(
+        path, unfinished.sealed({**unfinished.read_sealed(path), "format": "whence unfinished 0"})
+    )
+    part = open_part(tmp_path, "fit", OF)
+    assert not part.begun and part.differs == () and list((tmp_path / FOLDER).iterdir()) == []
+
+
+def test_pieces_are_dropped_one_by_one_and_the_beginning_is_remembered(tmp_path: Path) -> None:
+    part = kept(tmp_path)
+    part.keep("more", {"x": torch.ones(2)}, {})
+    again = open_part(tmp_path, "fit", OF)
+    assert again.begun and again.since == part.since
+    again.drop("stages")
+    again.drop("stages")  # gone already
+    assert again.find("stages") is None and again.find("more") is not None
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

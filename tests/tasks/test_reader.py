@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from whence.errors import DataError, OptionError
 from whence.tasks import sources
@@ -161,6 +162,23 @@ def test_unknown_kind_of_file(write, tmp_path):
         read_rows(write("a.xlsx", "x"))
     with pytest.raises(DataError, match="not one saved by datasets"):
         read_rows(str(tmp_path))
+
+
+def test_images_of_a_folder_with_what_is_said_of_them(tmp_path):
+    """Lines of metadata.jsonl that name no file, or cannot be read, say nothing of anything."""
+    for name in ("a.png", "deep/b.png", "c.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(path)
+    bare = read_rows(str(tmp_path / "images"))
+    assert bare.shape == "image" and [r.fields.get("label") for r in bare.rows] == [None, None, "deep"]
+    said = [{"file_name": "a.png", "label": 1}, {"label": 2}, {"file_name": 5, "label": 3}]
+    said += [{"file_name": "deep/b.png", "label": 4}, {"file_name": "gone.png", "label": 5}]
+    lines = [json.dumps(line) for line in said]
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join([*lines, "{half"]))
+    rows = read_rows(str(tmp_path / "images"))
+    assert [r.fields.get("label") for r in rows.rows] == [1, None, 4] and not rows.quarantine
+    assert not any("file_name" in r.fields for r in rows.rows)
 
 
 def test_a_set_with_several_splits_needs_a_choice(tmp_path):
@@ -316,6 +334,15 @@ def test_numpy_values_become_plain():
         ({"messages": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb",
          ["user", "assistant"]),
         ({"input_ids": [1, 2]}, "1 2", []),
+        ({"input_ids": [1, 2], "text": "a b"}, "a b", []),
+        ({"input": "a", "target": "b"}, "a\nb", ["input", "target"]),
+        ({"chosen": "a", "rejected": "b"}, "a\nb", ["chosen", "rejected"]),
+        ({"prompt": "p", "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
+          "rejected": [{"role": "assistant", "content": "b"}]}, "p\na\n\nb", ["prompt", "chosen", "rejected"]),
+        ({"text": "a", "text_pair": "b", "label": 0}, "a\nb", ["text", "text_pair"]),
+        ({"tokens": ["a", "b", "c"], "tags": ["O", "PER", 0]}, "a b c\nb/PER", ["text", "tags"]),
+        ({"words": ["a", "b"], "ner_tags": [0, 0]}, "a b", []),
+        ({"text": "a bc", "entities": [{"start": 2, "end": 4, "label": "X"}]}, "a bc\nbc/X", ["text", "tags"]),
         ({"features": [1.0], "target": 2.0}, "features=[1.0], target=2.0", []),
         ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, "a\nb",
          ["user", "assistant"]),

@@ -15,7 +15,7 @@ import pytest
 
 from whence.errors import DataError
 from whence.tasks.formats import Limits, depth, has_surrogate
-from whence.tasks.rows import ReadOptions, read_rows
+from whence.tasks.rows import ReadOptions, check_bad_rows, read_rows
 
 GOOD = b'{"text": "a good row"}'
 ANY = ReadOptions(max_bad_rows=0.99)
@@ -286,9 +286,69 @@ def test_json_array_elements_fail_alone(write):
     assert [q.code for q in rows.quarantine] == ["not_an_object", "lone_surrogate"]
 
 
-def test_hostile_lists():
+def test_a_json_document_that_is_cut_or_too_long_is_refused_as_a_whole(write):
+    """Its rows are one text: there is nothing to keep of it."""
+    whole = json.dumps([{"text": "a" * 40}, {"text": "b" * 40}], indent=0)
+    for name, data, options in (
+        ("cut.json.gz", gzip.compress(whole.encode(), 0)[:-30], ANY),
+        ("long.json", whole, ReadOptions(limits=Limits(line_bytes=45))),
+    ):
+        with pytest.raises(DataError, match=rf"{name}: cut off, damaged, or a line over") as caught:
+            read_rows(write(name, data), options=options)
+        assert caught.value.try_ == "use .jsonl"
+
+
+def test_a_csv_file_that_is_cut_or_too_long_is_refused_with_its_line(write):
+    data = b"text\n" + b"".join(b"row %d\n" % n for n in range(200))
+    with pytest.raises(DataError, match=r"a\.csv:3: longer than 0 MiB"):
+        read_rows(write("a.csv", b"text\nshort\n" + b"x" * 100), options=ReadOptions(limits=Limits(line_bytes=50)))
+    with pytest.raises(DataError, match=r"b\.csv\.gz:\d+: the gzip data ends or breaks here") as caught:
+        read_rows(write("b.csv.gz", gzip.compress(data)[:-20]))
+    assert "as .jsonl" in caught.value.try_
+
+
+def test_a_stray_quote_costs_its_own_row(write, monkeypatch):
+    """It swallows what follows until it is found out; then those lines are read again, but not for ever."""
+    lines = ["id,text", 'a,"stray', "b,two", "c,three", 'd,"also, stray', "e,five"]
+    rows = read_rows(write("a.csv", "\n".join(lines) + "\n"), options=ANY)
+    assert [r.id for r in rows.rows] == ["b", "c", "e"]
+    assert [(q.code, q.location.rpartition(":")[2]) for q in rows.quarantine] == [
+        ("invalid_csv", "2"), ("invalid_csv", "5"),
+    ]  # fmt: skip
+    assert rows.rows[0].location.endswith(":3") and rows.rows[-1].location.endswith(":6")
+    monkeypatch.setattr("whence.tasks.formats.AGAIN", 2)
+    again = read_rows(write("b.csv", "\n".join(["id,text", "x,one", *lines[1:]]) + "\n"), options=ANY)
+    assert [r.id for r in again.rows] == ["x", "e"] and [q.location.rpartition(":")[2] for q in again.quarantine] == [
+        "3"
+    ]
+
+
+def test_a_parquet_bomb_is_stopped(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": ["x" * 10_000] * 200}), path)
+    assert len(read_rows(str(path), options=ReadOptions(dup_ids="suffix"))) == 200  # under the floor anything goes
+    monkeypatch.setattr("whence.tasks.formats.LIMITS", Limits(gzip_floor=2**10, gzip_ratio=2.0))
+    with pytest.raises(DataError, match=r"bomb\.parquet: expands to [\d,]+ bytes; this looks like a bomb"):
+        read_rows(str(path))
+
+
+def test_rows_that_nest_without_end_are_left_out():
+    """A list that holds itself must not take for ever."""
     cyclic: list = []
     cyclic.append(cyclic)
+    looped: dict = {"text": "a"}
+    looped["self"] = looped
+    deep: list = []
+    for _ in range(63):
+        deep = [deep]  # with the row itself 65 deep
+    odd = [{"text": "a", "x": cyclic}, looped, {"text": "c", "x": deep}, {"text": "d", "x": deep[0]}]
+    odd += [{"text": "e", "x": (cyclic,)}]
+    rows = read_rows(odd, options=ReadOptions(max_bad_rows=4))
+    assert [(q.code, q.message) for q in rows.quarantine] == [("too_deep", "nested deeper than 64")] * 4
+    assert [r.fields["text"] for r in rows.rows] == ["d"]
+
+
+def test_hostile_lists():
     odd = [{"text": "a"}, {"text": "\ud800"}, {1: "x", "text": "y"}, "text", None, {"text": "z"}]
     rows = read_rows(odd, options=ReadOptions(max_bad_rows=4))
     assert [q.code for q in rows.quarantine] == ["lone_surrogate", "bad_column", "not_an_object", "not_an_object"]
@@ -299,6 +359,11 @@ def test_depth_and_surrogates():
     assert depth({"a": [1, {"b": []}]}) == 4
     assert not has_surrogate({"a": ["x", {"y": "😀"}], "b": 5})
     assert has_surrogate([{"\udc00": 1}])
+
+
+def test_nothing_at_all_is_no_share_of_bad_rows():
+    with pytest.raises(DataError, match="there are no rows"):
+        check_bad_rows([], 0, 1.0)
 
 
 def test_ten_thousand_rows_take_about_a_second(write):

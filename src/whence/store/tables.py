@@ -77,10 +77,10 @@ def read_tables(folder: Path, record: Mapping[str, Any], *, about: Mapping[str, 
         raise ValueError(f"{table.num_rows} scores for {shape[0]} queries x {shape[1]} rows")
     columns = None
     if record["kept_per_query"] is not None:
-        columns = table["column"].to_numpy().reshape(shape)
-    lexical = table["lexical"].to_numpy().reshape(shape) if "lexical" in table.column_names else None
+        columns = _column(table, "column", shape).astype(np.int64, copy=False)
+    lexical = _column(table, "lexical", shape) if "lexical" in table.column_names else None
     return Scores(
-        values=table["score"].to_numpy().reshape(shape).astype(record["dtype"]),
+        values=_column(table, "score", shape).astype(record["dtype"]),
         query_ids=query_ids,
         train_ids=train_ids,
         n_train=record["n_train"],
@@ -147,7 +147,12 @@ def _read_layers(folder: Path, record: Mapping[str, Any], shape: tuple[int, int]
     if not record["layers"] or not (folder / LAYERS).is_file():
         return None
     table = _read(folder / LAYERS)
-    return np.stack([table[f"layer:{name}"].to_numpy().reshape(shape) for name in record["layers"]], axis=-1)
+    return np.stack([_column(table, f"layer:{name}", shape) for name in record["layers"]], axis=-1)
+
+
+def _column(table: pa.Table, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """Queries x rows of one column; without any query there is no column."""
+    return table[name].to_numpy().reshape(shape) if shape[0] else np.zeros(shape)
 
 
 def _rows_table(ids: tuple[str, ...], views: Mapping[str, RowView], self_influence: pa.Array | None) -> pa.Table:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
 import zlib
 from collections import deque
@@ -204,17 +205,17 @@ def parse_object(data: bytes, line: int, limits: Limits) -> Record:
 def _check_value(value: Any, line: int, data: bytes, limits: Limits) -> Record:
     if not isinstance(value, dict):
         return Record(line, None, "not_an_object", f"{_kind(value)} where an object was wanted")
-    if data.count(b"[") + data.count(b"{") > limits.nesting and depth(value) > limits.nesting:
+    if data.count(b"[") + data.count(b"{") > limits.nesting and depth(value, limits.nesting) > limits.nesting:
         return Record(line, None, "too_deep", f"nested deeper than {limits.nesting}")
     if _SURROGATE_ESCAPE.search(data) and has_surrogate(value):
         return Record(line, None, "lone_surrogate", "holds half of a surrogate pair, which is not a character")
     return Record(line, value)
 
 
-def depth(value: Any) -> int:
-    """How deep lists and objects nest; a plain value is 0."""
+def depth(value: Any, most: float = math.inf) -> int:
+    """How deep lists and objects nest; a plain value is 0. Beyond ``most`` nobody looks: a list may hold itself."""
     level, deepest = [value], 0
-    while level := [v for v in level if isinstance(v, dict | list)]:
+    while deepest <= most and (level := [v for v in level if isinstance(v, dict | list | tuple)]):
         deepest += 1
         level = [child for v in level for child in (v.values() if isinstance(v, dict) else v)]
     return deepest
@@ -277,7 +278,7 @@ def check_object(item: Any, number: int, limits: Limits) -> Record:
         return Record(number, None, "not_an_object", f"{_kind(item)} where an object was wanted")
     if any(not isinstance(key, str) for key in item):
         return Record(number, None, "bad_column", "a column name is not text")
-    if any(isinstance(v, list | dict) for v in item.values()) and depth(item) > limits.nesting:
+    if any(isinstance(v, list | dict | tuple) for v in item.values()) and depth(item, limits.nesting) > limits.nesting:
         return Record(number, None, "too_deep", f"nested deeper than {limits.nesting}")
     if has_surrogate(item):
         return Record(number, None, "lone_surrogate", "holds half of a surrogate pair, which is not a character")
