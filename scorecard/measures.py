@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -216,40 +215,3 @@ def _messages() -> Iterator[tuple[str, str]]:
             yield name, said(lambda options=options: scores(good, **options))
         yield "no run there", said(lambda: whence.load(place / "nothing"))
         yield "no model there", said(lambda: whence.attribute(str(place / "model"), train=good, query=QUESTION))
-
-
-def coverage(modules: Sequence[str], tests: Sequence[str], *, least: float, missing: str) -> Outcome:
-    """R23: branches of these modules that these tests take, in a process of their own; forked children do not count."""
-    with scratch() as place:
-        data = {"COVERAGE_FILE": str(place / "data"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        env, report = {**os.environ, **data}, place / "report.json"
-        run = [
-            "run",
-            "--branch",
-            f"--source={','.join(modules)}",
-            "-m",
-            "pytest",
-            "-q",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "coverage", *run, *tests],
-            cwd=ROOT,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        told = [sys.executable, "-m", "coverage", "json", "-q", "-o", str(report)]
-        subprocess.run(told, cwd=ROOT, env=env, check=True, capture_output=True)
-        found = json.loads(report.read_text())
-    total = found["totals"]
-    branches = 100 * total["covered_branches"] / total["num_branches"]
-    files = {name: round(f["summary"]["percent_covered"], 1) for name, f in found["files"].items()}
-    weakest = dict(sorted(files.items(), key=lambda item: item[1])[:5])
-    said = f"{branches:.1f} % of {total['num_branches']:,} branches, {total['percent_covered']:.1f} % with statements"
-    told_of = [missing] if done.returncode == 0 else [missing, f"tests: {done.stdout.strip().splitlines()[-1]}"]
-    facts = {"weakest": weakest, "tests": list(tests)}
-    return counted(said, 1, int(branches < least), missing="; ".join(told_of), facts=facts)

@@ -66,6 +66,8 @@ def test_points_are_where_they_belong() -> None:
     svg = drawing(render_damping(study()))
     circles = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in svg.iter("circle")]
     assert len(circles) == 1 + 2 + 3 + 3 + 2  # without the unknown ones
+    lines = [line.attrib["points"].split() for line in svg.iter("polyline")]
+    assert [tuple(map(float, point.split(","))) for line in lines for point in line] == circles
     left, right = damping.LEFT, damping.WIDTH - damping.RIGHT
     top, foot = damping.TOP, damping.HEIGHT - damping.BOTTOM
     assert circles[3][0] == left and circles[5] == (right, top)  # the whole width; a correlation of 1 is the top

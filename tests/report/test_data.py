@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from whence.report import Extras, Table, TokenScores, report_data
 from whence.report.data import arrange_layers, locate_parts
 from whence.report.pack import page_data
+from whence.tasks.records import Quarantined
 
 
 def test_every_line_is_the_score(scores):
@@ -190,6 +192,38 @@ def test_a_push_that_all_rows_share_is_called_out(make):
     assert "push against" not in " ".join(report_data(few).queries[0].warnings)
 
 
+def test_rows_that_were_cut_are_cautioned_about(make):
+    scores = make(queries=1)
+    best = [line.train_id for line in scores.proponents(0, 6)]
+
+    def cautions(*cut):
+        rows = {id_: replace(v, status="truncated" if id_ in cut else "scored") for id_, v in scores.train_rows.items()}
+        return [w for w in report_data(scores.with_(train_rows=rows)).queries[0].warnings if "truncated" in w]
+
+    assert cautions() == cautions(best[5]) == []
+    assert cautions(best[4]) == ["1 of the 5 strongest proponents was scored on its first tokens only (truncated)."]
+    assert cautions(*best) == ["5 of the 5 strongest proponents were scored on their first tokens only (truncated)."]
+
+
+def test_rows_left_out_are_told_from_mappings_records_and_statuses(scores):
+    left = [{"location": "a:1", "code": "bad_json", "message": None}, Quarantined("b:2", "no_text", "none", "row-9")]
+    data = report_data(scores, extras=Extras(quarantine=left))
+    assert [(x.location, x.code, x.message, x.id) for x in data.quarantine] == [
+        ("a:1", "bad_json", "", ""), ("b:2", "no_text", "none", "row-9"),
+    ]  # fmt: skip
+    many = report_data(scores, extras=Extras(quarantine=left * 150))
+    assert many.quarantined == 300 and len(many.quarantine) == 200
+    assert [x.id for x in report_data(scores.with_(about={"quarantine": left})).quarantine] == ["", "row-9"]
+
+
+def test_heads_are_a_grid_in_the_order_of_the_layers(scores):
+    heads = {"h.10.attn": (1.0, -2.0), "h.9.attn": (0.5,), "a.attn": ()}
+    grid = report_data(scores.with_(heads={"q-0": heads})).queries[0].heads
+    assert grid.layers == ("a.attn", "h.9.attn", "h.10.attn") and grid.heads == 2
+    assert grid.cells == ((None, None), (0.5, None), (1.0, -2.0))
+    assert report_data(scores).queries[0].heads is None
+
+
 def test_same_texts_are_grouped(make):
     scores = make()
     best = [r.train_id for r in scores.proponents(0, 2)]
@@ -253,6 +287,7 @@ def test_offsets_are_utf16_on_the_page(make):
 
 
 def test_other_methods_stand_beside(scores):
+    assert {q.view for q in report_data(scores).queries} == {""}  # one alone needs no name
     other = scores.with_(values=-scores.values, about={"method": "identity"})
     data = report_data(scores, extras=Extras(rankings={"gradient dot": other}))
     assert [(q.id, q.view) for q in data.queries[:1] + data.queries[3:4]] == [

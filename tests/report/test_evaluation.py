@@ -141,6 +141,13 @@ def test_bars_have_their_length_and_interval() -> None:
     assert float(whiskers[0]["x2"]) - float(whiskers[0]["x1"]) == pytest.approx(0.2 * unit, abs=0.2)
 
 
+def test_a_bar_with_half_an_interval_has_none_and_a_whole_one_runs_through_its_middle() -> None:
+    bars = Chart("MRR", "", "mean", (Curve("m", (0, 1, 2), (0.5,) * 3, (0.4, NAN, 0.4), (NAN, 0.6, 0.6)),), "bars")
+    svg = chart_svg(bars)
+    drawn, (whisker,) = elements(svg, "rect", "c0"), elements(svg, "line", "whisker")
+    assert float(whisker["y1"]) == float(whisker["y2"]) == float(drawn[2]["y"]) + float(drawn[2]["height"]) / 2
+
+
 @pytest.mark.parametrize("values", [(), (NAN, NAN), (3.0, 3.0), (float("inf"), 1.0), (-1e-9, 1e12)])
 @pytest.mark.parametrize("kind", ["line", "scatter", "bars"])
 @pytest.mark.parametrize("log_x", [False, True])
@@ -217,6 +224,15 @@ def test_a_folder_gets_numbers_page_and_plots(tmp_path: Path) -> None:
     assert read["values"]["v"] == [0, 1, 2] and read["charts"][0]["curves"][0]["y"] == [0, None, 10]
     assert evaluation_page(read) == (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/plots/2-mrr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_of_drawings_have_names_that_any_disk_takes(tmp_path: Path) -> None:
+    titles = ("../../A: b/c?", "?!", "x" * 99)
+    given = outcome(charts=tuple(Chart(title, "x", "y", LINE.curves) for title in titles))
+    written = write_outcome(given, tmp_path)
+    names = [p.name for p in written.files if p.suffix == ".svg"]
+    assert names == ["1-a-b-c.svg", "2-chart.svg", f"3-{'x' * 48}.svg"]
+    assert {p.parent for p in written.files} == {tmp_path, tmp_path / "plots"}
 
 
 def test_without_matplotlib_the_drawings_are_svg_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

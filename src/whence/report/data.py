@@ -389,5 +389,5 @@ def _quarantine(scores: Scores, extras: Extras) -> tuple[LeftOut, ...]:
 
 
 def _left_out(entry: Any) -> LeftOut:
-    read = entry.get if isinstance(entry, Mapping) else lambda name, default="": getattr(entry, name, default)
+    read = entry.get if isinstance(entry, Mapping) else lambda name, default: getattr(entry, name, default)
     return LeftOut(*(str(read(name, "") or "") for name in ("location", "code", "message", "id")))
