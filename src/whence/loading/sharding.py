@@ -45,7 +45,11 @@ def join_ranks(device: str = "auto") -> Ranks:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        # torchrun keeps one store over its restarts: addresses of those that died must not be found in it
+        fresh = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=world)
         atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size(), place, _words(dist.group.WORLD))
 
