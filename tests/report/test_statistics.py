@@ -33,6 +33,16 @@ def test_histogram_loses_nothing(rng=None):
     assert sum(spread.counts[middle + 1 :]) == (effects >= spread.edges[middle + 1]).sum()
 
 
+def test_histogram_is_symmetric_and_four_decades_deep():
+    spread = statistics.describe(np.array([-2.0, 1e-9, 1.0]))
+    edges = np.array(spread.edges)
+    np.testing.assert_allclose(edges, -edges[::-1], rtol=1e-12)
+    assert len(edges) == 50 and edges[-1] == pytest.approx(2.0) and edges[25] == pytest.approx(2e-4)
+    assert spread.counts[0] == 1 and spread.counts[24] == 1  # the strongest opponent, and what is nearly nothing
+    nothing = statistics.describe(np.zeros(3))
+    assert nothing.edges == (-1.0, 1.0) and nothing.counts == (3,)
+
+
 def test_tail_exponent_is_recovered():
     random = np.random.default_rng(1)
     tail = statistics.fit_tail(np.sort(random.pareto(1.6, 4000) + 1)[::-1])

@@ -48,6 +48,34 @@ def test_strong_tokens_are_named_also_the_blank_ones(make):
     assert "reading" not in text
 
 
+def test_a_long_row_is_shown_around_its_strongest_token(make):
+    """Tokens above two fifths of the strongest stand out."""
+    scores = make(queries=1)
+    best = scores.proponents(0, 1)[0].train_id
+    text = " ".join(f"w{n}" for n in range(300))
+    places = {name: (text.index(name), text.index(name) + 4) for name in ("w100", "w200", "w205", "w210")}
+    track = TokenTrack(tuple(places.values()), (1.0, 5.0, -3.0, 1.0))
+    told = scores.with_(train_rows={**scores.train_rows, best: RowView(best, text)})
+    coloured = {"force_terminal": True, "color_system": "standard", "_environ": {}}
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _print(report_data(told), **coloured))
+    assert f"{best}\n       w0 w1" in re.sub(r" +\n", "\n", plain) and "w200" not in plain
+    with_track = _print(report_data(told.with_(token_tracks={("q-0", best): (track,)})), **coloured)
+    shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", with_track).split())
+    excerpt = shown[shown.index("… ") : shown.index(" … at these tokens")]
+    assert excerpt.startswith("… w178 w179 ") and excerpt.endswith(" w220 w221")  # 110 characters on each side
+    styled = {m[2]: m[1] for m in re.finditer(r"\x1b\[([0-9;]+)m(w\d+)\x1b\[0m", with_track)}
+    assert styled.keys() >= {"w200", "w205"} and "w210" not in styled
+    assert "4" in styled["w200"].split(";") and "3" in styled["w205"].split(";")  # underlined, and slanted
+
+
+def test_the_lines_of_a_row_follow_each_other(scores):
+    lines = [line.rstrip() for line in _print(report_data(scores)).splitlines()]
+    best = scores.proponents(0, 1)[0].train_id
+    at = next(n for n, line in enumerate(lines) if line.lstrip().startswith(best))
+    assert lines[at - 2].startswith("▲ proponents") and lines[at - 1].split()[0] == "1"
+    assert lines[at + 1].lstrip().startswith("Document ") and lines[at + 2].split()[0] == "2"
+
+
 def test_cautions_are_said(make):
     """The verdict on word overlap is one of them where it explains the ranking, and a plain line where it does not."""
     scores = make(queries=1)
@@ -91,6 +119,8 @@ def test_tables_and_their_notes(scores):
     ]
     lines = [line.rstrip() for line in _print(report_data(scores, extras=Extras(tables=tables))).splitlines()]
     at = lines.index("Recall")
+    assert lines[at + 2].startswith("ekfac ") and lines[at + 3].startswith("bm25 ")
+    assert len(lines[at + 1]) == len(lines[at + 2]) == len(lines[at + 3])  # numbers stand right
     assert [line.split() for line in lines[at + 1 : at + 4]] == [
         ["method", "at", "5"],
         ["ekfac", "0.25"],
