@@ -161,6 +161,51 @@ def test_the_summary_names_many_files_shortly() -> None:
     assert words.summarise({}, 3, 2) == "an unnamed method influence of 3 training rows on 2 questions."
 
 
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("ekfac", "EK-FAC"), ("kfac", "K-FAC"), ("identity", "gradient dot product"), ("diagonal", "diagonal Fisher"),
+     ("exact", "exact inverse"), ("unrolled", "unrolled (exact metagradient)"), ("their.module", "their.module"),
+     ({"name": "kfac", "blocks": 2}, "K-FAC"), ({"method": "exact"}, "exact inverse"), (None, "an unnamed method"),
+     ({}, "an unnamed method"), ({"name": {}}, "an unnamed method")],
+)  # fmt: skip
+def test_methods_have_names(method: object, name: str) -> None:
+    assert words.method_name({"method": method}) == name
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"damping": {"spec": "relative:0.1", "value": 3}}, "; damping relative:0.1."),
+        ({"damping": {"text": "relative:1", "value": 3}}, "; damping relative:1."),
+        ({"damping": {"value": 0.5}}, "; damping 0.5."),
+        ({"damping": {"kind": "x"}}, " questions."),
+        ({"data": {"path": "x/y/z.jsonl"}}, " rows (z.jsonl) on "),
+        ({"train": {"spec": "", "paths": "p.csv"}, "data": "other"}, " rows (p.csv) on "),
+        ({"model": {"id": "org/name"}}, " to the model org/name."),
+        ({"model": {"path": "~/deep/er/name/"}}, " to the model er/name."),
+    ],
+)
+def test_what_was_asked_for_is_found_under_its_usual_names(about: dict[str, object], said: str) -> None:
+    assert said in words.summarise({"method": "kfac", **about}, 10, 2)
+
+
+def test_facts_stand_in_their_sections_in_order() -> None:
+    about = {
+        "started": "now", "versions": {"torch": "2"}, "platform": "linux", "rows": 12345, "train": "a", "queries": 2,
+        "tokenizer": "t", "coverage": 0.5, "model": {"path": "m"}, "damping": None, "seed": 0, "times": {"fit": True},
+        "warnings": ["w"], "command": "c", "validation": {}, "quarantine": [], "train_digest": "d",
+        "layers": [{"name": "a", "size": 1}, {"size": 2}],
+    }  # fmt: skip
+    assert [(f.section, f.name, f.value) for f in words.facts(about)] == [
+        ("How it was computed", "damping", "–"), ("How it was computed", "seed", "0"),
+        ("How it was computed", "layers · a · size", "1"), ("How it was computed", "layers · 2 · size", "2"),
+        ("Model", "tokenizer", "t"), ("Model", "coverage", "0.5000"), ("Model", "path", "m"),
+        ("Data", "rows", "12,345"), ("Data", "train", "a"), ("Data", "queries", "2"), ("Data", "train digest", "d"),
+        ("Versions", "torch", "2"), ("Versions", "platform", "linux"),
+        ("Time and memory", "started", "now"), ("Time and memory", "fit", "yes"),
+    ]  # fmt: skip
+
+
 def test_facts_of_long_lists_stay_short() -> None:
     found = {f.name: (f.section, f.value) for f in words.facts({"tokens": list(range(20)), "seconds": {"fit": 1.5}})}
     assert found["tokens"] == ("How it was computed", "20: 0, 1, 2, 3, 4, 5, 6, 7 …")
