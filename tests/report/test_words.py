@@ -151,12 +151,12 @@ def test_a_push_of_all_rows_is_named_from_twenty_on(median: float, rows: int, sa
 def test_the_summary_names_many_files_shortly() -> None:
     about = {
         "method": "kfac",
-        "model": "/home/me/models/tiny",
+        "model": "/models/large/tiny",
         "train": "a/b.jsonl, ./c.jsonl, org/set, d.jsonl, e.jsonl",
     }
     assert words.summarise(about, 1200, 1) == (
         "K-FAC influence of 1,200 training rows (a/b.jsonl, c.jsonl, org/set and 2 more) on 1 question to the model "
-        "models/tiny."
+        "large/tiny."
     )
     assert words.summarise({}, 3, 2) == "an unnamed method influence of 3 training rows on 2 questions."
 
