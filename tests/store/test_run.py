@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -234,6 +235,31 @@ def test_a_run_in_use_names_its_owner(tmp_path: Path) -> None:
         other.join()
     with run.claimed(tmp_path / "run"):
         pass  # the lock of a killed process does not outlive it
+
+
+def test_who_holds_a_folder_clears_what_the_dead_left_and_signs(tmp_path: Path) -> None:
+    with run.claimed(tmp_path / "run"):
+        pass
+    half, mine = tmp_path / "run" / f".scores.parquet.x{atomic.PART}", tmp_path / "run" / "notes.part"
+    half.write_text("half")
+    mine.write_text("mine")
+    with run.claimed(tmp_path / "run") as folder:
+        assert not half.exists() and mine.exists()
+        assert json.loads((folder / run.OWNER).read_text())["pid"] == os.getpid()
+        assert json.loads((folder / run.MARKER).read_text()) == {"format": run.FORMAT}
+    assert not (folder / run.OWNER).exists() and mine.exists()
+
+
+def test_a_folder_for_one_kind_of_files_takes_no_other(tmp_path: Path) -> None:
+    with run.claimed(tmp_path / "run") as folder:
+        run.save_scores(folder, some_scores())
+    with pytest.raises(StoreError) as caught, run.claimed(tmp_path / "run", kind="index"):
+        pass
+    assert caught.value.got == f"{tmp_path / 'run'} holds run files (run.json)"
+    assert caught.value.wanted == "a folder for index files"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="file is a file"), run.claimed(tmp_path / "file"):
+        pass
 
 
 def test_a_lock_that_fails_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
