@@ -19,7 +19,7 @@ COVERED = ("whence.store", "whence.report", "whence.tasks.rows", "whence.tasks.f
 COVERING = ("tests/store", "tests/report", "tests/tasks", "tests/formats", "tests/test_resuming.py",
             "tests/test_indexing.py", "tests/test_caching.py", "tests/test_stages.py", "tests/cli/test_select.py",
             "tests/cli/test_index.py", "tests/reliability/test_damage.py",
-            "tests/reliability/test_crews.py")  # fmt: skip
+            "tests/reliability/test_crews.py", "tests/test_indexing_ranks.py")  # fmt: skip
 # a process that is killed says nothing: what only such a process runs does not count
 SETTINGS = """
 [run]

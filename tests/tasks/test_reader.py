@@ -339,6 +339,8 @@ def test_numpy_values_become_plain():
         ({"chosen": "a", "rejected": "b"}, "a\nb", ["chosen", "rejected"]),
         ({"prompt": "p", "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
           "rejected": [{"role": "assistant", "content": "b"}]}, "p\na\n\nb", ["prompt", "chosen", "rejected"]),
+        ({"prompt": [{"role": "user", "content": "a"}],
+          "completion": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a\n", ["user", "assistant"]),
         ({"text": "a", "text_pair": "b", "label": 0}, "a\nb", ["text", "text_pair"]),
         ({"tokens": ["a", "b", "c"], "tags": ["O", "PER", 0]}, "a b c\nb/PER", ["text", "tags"]),
         ({"words": ["a", "b"], "ner_tags": [0, 0]}, "a b", []),

@@ -231,6 +231,9 @@ def test_all_bad_is_an_error_whatever_is_allowed(write):
         ("input_ids", {"input_ids": [1, 2.0]}, "wrong_type"),
         ("input_ids", {"input_ids": [True]}, "wrong_type"),
         ("input_ids", {"input_ids": [1, 2], "labels": [1]}, "length_mismatch"),
+        ("input_ids", {"input_ids": [1, 2], "attention_mask": [1]}, "length_mismatch"),
+        ("input_ids", {"input_ids": [1, 2], "labels": "12"}, "wrong_type"),
+        ("input_ids", {"input_ids": None}, "wrong_type"),
         ("features", {"features": [1.0, float("nan")], "target": 1}, "not_finite"),
         ("features", {"features": [1.0], "target": "high"}, "wrong_type"),
         ("features", {"features": [], "target": 1}, "wrong_type"),
@@ -246,6 +249,13 @@ def test_rows_of_the_wrong_shape(shape, fields, code):
     }[shape]
     rows = read_rows([good, good, fields, good], options=ReadOptions(shape=shape, max_bad_rows=1))
     assert [q.code for q in rows.quarantine] == [code]
+
+
+def test_a_line_that_is_too_long_says_how_long_it_may_be(write):
+    rows = read_lines(write, b'{"text": "' + b"x" * (2 * 2**20) + b'"}', options=ReadOptions(
+        max_bad_rows=1, limits=Limits(line_bytes=2 * 2**20)))  # fmt: skip
+    assert [q.message for q in rows.quarantine] == ["longer than 2 MiB"]
+    assert (Limits().line_bytes, Limits().gzip_floor, Limits().nesting) == (67_108_864, 268_435_456, 64)
 
 
 def test_csv_faults(write):

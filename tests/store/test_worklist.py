@@ -1,0 +1,108 @@
+"""Work as a list of files: in any order that their needs allow, by whomever, and nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whence.store.crew import Alone
+from whence.store.index_folder import IndexFolder, open_plan
+from whence.store.site import site_of
+from whence.store.worklist import Task, complete
+
+
+class Mates(Alone):  # type: ignore[misc]
+    """Others are at work too: they hold some tasks, and finish them while this process waits."""
+
+    def __init__(self, folder: IndexFolder, *held: str) -> None:
+        super().__init__()
+        self.folder, self.held = folder, list(held)
+        self.log: list[str] = []
+
+    def take(self, task: str) -> bool:
+        self.log.append(f"take {task}")
+        return task not in self.held
+
+    def leave(self, task: str) -> None:
+        self.log.append(f"leave {task}")
+
+    def wait(self) -> None:
+        name = self.held.pop(0)
+        (self.folder.path / name).write_text("theirs")
+        open_plan(self.folder.path, {"of": 1}, member="other").enter(name)
+        self.log.append(f"wait {name}")
+
+
+def making(folder: IndexFolder, name: str, made: list[str], **given: Any) -> Task:
+    def make() -> dict[str, Any]:
+        made.append(name)
+        (folder.path / name).write_text(name)
+        return {"says": name.upper()}
+
+    return Task(name, make, **given)
+
+
+def test_needs_decide_the_order_and_what_is_used_up_goes(tmp_path: Path) -> None:
+    folder, made, told = open_plan(tmp_path, {"of": 1}), [], []
+    tasks = [
+        making(folder, "c", made, ready=lambda: folder.finished("b") is not None, uses=lambda: ["b"]),
+        making(folder, "b", made, ready=lambda: folder.finished("a") is not None, rows=5,
+               needless=lambda: folder.finished("c") is not None),
+        making(folder, "a", made, rows=7),
+    ]  # fmt: skip
+    assert complete(tasks, folder, Alone(), told.append) == 3
+    assert made == ["a", "b", "c"] and sorted(p.name for p in tmp_path.glob("?")) == ["a", "c"]
+    assert folder.finished("c")["says"] == "C" and set(told) == {0}  # its own rows were counted as they were made
+    again: list[str] = []
+    told.clear()
+    assert complete([making(folder, n, again, rows=3) for n in "ac"], folder, Alone(), told.append) == 0
+    assert again == [] and told == [3, 3]
+
+
+def test_what_others_make_is_waited_for_and_counted(tmp_path: Path) -> None:
+    folder, made, told = open_plan(tmp_path, {"of": 1}), [], []
+    mates = Mates(folder, "a")
+    assert complete([making(folder, n, made, rows=4) for n in "ab"], folder, mates, told.append) == 1
+    assert made == ["b"] and sorted(told) == [0, 4] and (tmp_path / "a").read_text() == "theirs"
+    assert mates.log == ["take a", "take b", "leave b", "take a", "wait a"]
+
+
+def test_what_somebody_finished_before_the_claim_is_not_made_again(tmp_path: Path) -> None:
+    folder, made = open_plan(tmp_path, {"of": 1}), []
+    mates = Mates(folder, "a")
+    mates.take = lambda name: mates.wait() or True  # finished in the very moment  # type: ignore[method-assign]
+    assert complete([making(folder, "a", made)], folder, mates) == 0
+    assert made == [] and mates.log == ["wait a", "leave a"]
+
+
+def test_what_became_needless_while_it_was_made_is_removed(tmp_path: Path) -> None:
+    """Sums of a fit that somebody else has finished in the meantime."""
+    folder, made = open_plan(tmp_path, {"of": 1}), []
+    task = making(folder, "sum", made, needless=lambda: bool(made))
+    assert complete([task], folder, Alone()) == 1 and made == ["sum"] and not (tmp_path / "sum").exists()
+    assert complete([task], folder, Alone()) == 0 and made == ["sum"]
+
+
+def test_a_task_that_fails_is_given_back(tmp_path: Path) -> None:
+    folder = open_plan(tmp_path, {"of": 1})
+    mates = Mates(folder)
+
+    def fail() -> dict[str, Any]:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        complete([Task("a", fail)], folder, mates)
+    assert mates.log == ["take a", "leave a"] and folder.finished("a") is None
+
+
+def test_what_did_not_fit_in_memory_is_remembered(tmp_path: Path) -> None:
+    folder = open_plan(tmp_path, {"of": 1})
+    folder.remember("split 3", {"batch": 3, "parts": [2, 1]})
+    folder.remember("split 5", {"batch": 5, "parts": [1]})
+    folder.remember("too_large x", {"row": "x"})
+    site = site_of(open_plan(tmp_path, {"of": 1}), Alone(), None)
+    assert site.splits.sizes == {3: [2, 1], 5: [1]} and site.splits.too_large == {"x"}
+    site.splits.record("split 7", {"batch": 7, "parts": [4, 4]})
+    assert site_of(open_plan(tmp_path, {"of": 1}), Alone(), None).splits.sizes[7] == [4, 4]
