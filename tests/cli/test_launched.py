@@ -19,6 +19,8 @@ def test_a_trace_is_not_done_twice(
     """Both would write the same folder; whoever came second was told that the first holds it."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    said = whence(*place.trace, "-o", "run")
-    assert said.code == 2 and "whence trace started 2 times by one launcher" in said.err
-    assert "--fsdp" in said.err and not Path("run").exists()
+    ask = ["ask", "--index", "index", "--prompt", "the cat", "--response", " sat"]
+    for verb in (place.trace, ask):
+        said = whence(*verb, "-o", "run")
+        assert said.code == 2 and f"whence {verb[0]} started 2 times by one launcher" in said.err
+        assert "--fsdp" in said.err and not Path("run").exists()

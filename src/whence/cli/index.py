@@ -13,6 +13,7 @@ from whence.cli.flags import pair, spoken
 from whence.cli.trace import LISTED, SHOWN, emit_scores
 from whence.cli.voice import Voice
 from whence.errors import OptionError
+from whence.launch import require_one
 from whence.options import TraceRequest, describe, trace_options
 from whence.report import render_text, report_data
 from whence.watch import is_first
@@ -119,6 +120,8 @@ def ask(
     With --tuned the question is to a model that was fine-tuned from it: rows of both stages answer, in the same nats.
     With --fsdp under torchrun the processes hold one model together, for models beyond one GPU.
     """
+    if not fsdp:
+        require_one(os.environ, verb="whence ask", try_="one process (srun -n 1); or --fsdp, to share a large model")
     questions = _questions(query, prompt, response, against, generate)
     asking = importlib.import_module("whence.asking")
     follows = fsdp and not is_first()
