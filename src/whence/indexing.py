@@ -317,13 +317,13 @@ class _Build:
 
     def _history(self, seconds: Mapping[str, float], made: int) -> None:
         """Who worked, and how long: what differs from build to build."""
-        peak = peak_memory_bytes()
+        peak, ranks = peak_memory_bytes(), self.site.ranks
+        alone = "alone" if ranks is None else f"{ranks.world} ranks of one model"
         told = {
-            "who": self.site.crew.name or "alone", "host": socket.gethostname(), "shards_made": made,
+            "who": self.site.crew.name or alone, "host": socket.gethostname(), "shards_made": made,
             "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "peak_megabytes": None if peak is None else round(peak / 1e6),
-            **({} if self.site.ranks is None else {"ranks_of_one_model": self.site.ranks.world}),
         }  # fmt: skip
         atomic.append_line(self.folder.path / index_folder.HISTORY, json.dumps(told))
 
