@@ -4,6 +4,7 @@ python -m scorecard                       the counts of every change
 SCORECARD=full python -m scorecard        the nightly counts
 python -m scorecard --only R7,R8          some lines; the others stay as they were counted last
 python -m scorecard --plans plans.json    with a comparison of plans and jobs (benchmarks.plan_accuracy --json)
+python -m scorecard --covered FILE        with the coverage that scorecard.mutants counted (R23)
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--plans", type=Path, default=ROOT / "scorecard" / "plans.json")
+    parser.add_argument("--covered", type=Path)
     parser.add_argument("--json", type=Path, default=ROOT / "scorecard" / "reliability.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "explanation" / "scorecard.md")
     parser.add_argument(
@@ -78,7 +80,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         names = [name for line in wanted for name in line.tests]
         found = run_tests(names, Path(place) / "report.xml") if names else {}
-    card = Card(full, found, given.plans)
+    card = Card(full, found, given.plans, given.covered)
     machine, mode = environment(threads=1), "full" if full else "pr"
     lines = _before(given.json) if given.only else {line.id: _waiting(line) for line in wanted}
     for line in wanted:

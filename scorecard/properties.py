@@ -29,11 +29,13 @@ class Card:
         full: nightly counts rather than those of every change.
         found: tests by name.
         plans: a comparison of plans with jobs, if one was recorded.
+        covered: coverage of R23, if it was counted before.
     """
 
     full: bool
     found: Mapping[str, Cases]
     plans: Path | None
+    covered: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _cover(card: Card) -> Outcome:
     """R23: branches that the tests take, then the mutants that they notice."""
     if importlib.util.find_spec("coverage") is None:
         return not_run("branch coverage and mutation score (coverage is not installed)")
-    return importlib.import_module("scorecard.tested").measured(400 if card.full else 0)
+    return importlib.import_module("scorecard.tested").measured(400 if card.full else 0, card.covered)
 
 
 REPORT = _names(

@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from scorecard.covered import COVERED, COVERING, ROOT, covered
-from scorecard.mutants import keep
+from scorecard.mutants import keep, kept
 from scorecard.outcome import Outcome, counted
 
 RECORDED = Path(__file__).with_name("mutants.json")
 LEAST_BRANCHES, LEAST_KILLED = 95.0, 80.0  # percent
 
 
-def measured(count: int = 0) -> Outcome:
-    """R23: coverage, and the score of a sample of mutants: of ``count`` now, or the last that was recorded."""
+def measured(count: int = 0, earlier: Path | None = None) -> Outcome:
+    """R23: coverage, and the score of a sample of mutants: of ``count`` now, or the last that was recorded.
+
+    Args:
+        count: how many mutants; 0: those of ``mutants.json``.
+        earlier: coverage that ``scorecard.mutants --covered`` left; by default it is counted now.
+    """
     with tempfile.TemporaryDirectory() as place:
-        found, told = covered(COVERED, COVERING, Path(place)), Path(place) / "mutants.json"
+        found = kept(earlier) if earlier else covered(COVERED, COVERING, Path(place))
+        told = Path(place) / "mutants.json"
         if count:
             keep(found, Path(place) / "covered.json")
             words = ("--count", str(count), "--covered", f"{place}/covered.json", "--json", str(told))
