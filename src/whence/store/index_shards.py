@@ -42,22 +42,25 @@ class Encode:
     columns: Mapping[str, int]
     records: list[Record] = field(default_factory=list)
     _parts: dict[str, Record] = field(default_factory=dict)
+    _seen: int = 0
     _norm_B: Tensor | None = None
 
     def see(self, layer: str, grads: MatrixBatch) -> None:
         x_BM = grads.full().flatten(1)
         self._parts[layer] = {k: t.cpu() for k, t in self.code.part(layer, x_BM).items()}
+        self._seen += 1
         norm_B = torch.linalg.vector_norm(x_BM, dim=1).square().cpu()  # no second copy of the rows
         self._norm_B = norm_B if self._norm_B is None else self._norm_B + norm_B
 
     def close(self, closed: Closed) -> None:
-        assert self._norm_B is not None
+        assert self._norm_B is not None and self._seen == len(self._parts)
         record = self.code.join(self._parts)
         record[ROW] = torch.tensor([self.columns[id_] for id_ in closed.ids], dtype=torch.int32)
         record[NORM] = torch.where(closed.finite, self._norm_B.float(), torch.nan)
         record[LOSS] = closed.losses.float()
         self.records.append(record)
-        self._parts, self._norm_B = {}, None
+        # the parts stay until those of the next batch take their places: memory is not given back and fetched each time
+        self._seen, self._norm_B = 0, None
 
     def share(self, ranks: Ranks) -> None:
         """Take in the batches that other ranks coded, in the order in which one process would have: rank by rank."""

@@ -122,7 +122,9 @@ def largest(pieces: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarra
     rank = k // SAMPLE + int(4 * (k / SAMPLE) ** 0.5) + 1  # a little more than k: four standard deviations
     if rank < len(looked_at):
         least = np.partition(looked_at, len(looked_at) - rank)[len(looked_at) - rank]
-        among = [np.flatnonzero(np.abs(piece) >= least) for piece in pieces]
+        longest = max(map(len, pieces))
+        size, above = np.empty(longest, looked_at.dtype), np.empty(longest, dtype=bool)  # one piece after the other
+        among = [np.flatnonzero(np.greater_equal(np.abs(x, size[: len(x)]), least, above[: len(x)])) for x in pieces]
         if sum(map(len, among)) >= k:
             return _ranked(pieces, among, k)
     return _ranked(pieces, [np.arange(len(piece)) for piece in pieces], k)
