@@ -15,6 +15,7 @@ import torch
 from cli.conftest import Place, Said, process
 from folders import animal_rows, edit_weights, write_rows
 from whence.cli import main
+from whence.errors import retold
 from whence.store.run import claimed
 
 Call = Callable[..., Said]
@@ -166,6 +167,27 @@ def test_out_of_memory_is_a_resource_error(place: Place, whence: Call, monkeypat
 
     monkeypatch.setattr("whence.api.trace", hungry)
     refused(whence(*place.trace), 5, "out of memory", "--batch-tokens")
+
+
+def test_another_rank_that_is_gone_is_no_bug(place: Place, whence: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP's own collectives raise what gloo says; the process that died has told why."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("[/build/gloo/pair.cc:553] Connection closed by peer [10.0.0.1]:80. This is typically ...")
+
+    monkeypatch.setattr("whence.api.trace", lost)
+    refused(whence(*place.trace), 75, "another process of this job is gone (Connection closed by peer [10.0.0.1]:80")
+
+
+def test_an_error_that_another_rank_tells_is_not_told_again(
+    place: Place, whence: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused_elsewhere(*_: object, **__: object) -> None:
+        raise retold("StoreError", "run/ is in use", "", "")
+
+    monkeypatch.setattr("whence.api.trace", refused_elsewhere)
+    said = whence(*place.trace)
+    assert said.code == 4 and not said.out and "in use" not in said.err
 
 
 def test_ctrl_c(place: Place, whence: Call, monkeypatch: pytest.MonkeyPatch) -> None:
