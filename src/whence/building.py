@@ -3,9 +3,9 @@
 ``indexing`` opens everything and says what an index is of; here is the work. A process that dies loses at most the file
 it was making.
 
-Ranks that share one model take all these steps together. What runs the model they do ``together``: units of the fit side
-by side, one on each rank, and the batches of a shard in turn. The rest the first does alone. Divided like that, every sum
-is added in the order in which one process adds it, and the files are the same.
+Ranks that share one model take all these steps together. What runs the model they do ``together``: units of the fit
+side by side, one on each rank, and the batches of a shard in turn. The rest the first does alone. Divided like that,
+every sum is added in the order in which one process adds it, and the files are the same.
 """
 
 from __future__ import annotations
