@@ -159,6 +159,13 @@ def test_the_first_sentence_names_model_and_data_shortly(make):
     assert "the model owner/name;" in hub
 
 
+def test_tokens_from_both_places_are_tokens(scores):
+    track = {("q-0", "row-000"): (TokenScores(((0, 1),), (1.0,)),)}
+    told = scores.with_(token_tracks=track)
+    assert report_data(told, extras=Extras(tokens=track)).untold == report_data(told).untold
+    assert "No token scores" in report_data(scores).untold
+
+
 def test_missing_tokens_are_explained(make):
     scores = make(queries=1)
     best = scores.proponents(0, 1)[0].train_id

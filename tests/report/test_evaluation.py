@@ -263,6 +263,26 @@ def test_figures_have_bands_and_names_as_the_drawings_do() -> None:
     assert [round(bar.get_width(), 3) for bar in nameless.patches] == [0.5, -0.25]
 
 
+def test_figures_are_laid_out_as_the_drawings_are() -> None:
+    two = Chart("MRR " + "x" * 200, "across", "up", (Curve("m", (0, 1), (0.5, 0.25), (0.4, 0.1), (0.6, 0.5)),
+                Curve("n" * 60, (0, 1), (0.1, 0.2), (0.0, 0.1), (0.2, 0.3))), "bars", groups=("x", "y"))  # fmt: skip
+    axes = plots.chart_figure(json.loads(json.dumps(two.__dict__, default=vars))).axes[0]
+    places = [(bar.get_y() + bar.get_height() / 2, bar.get_height()) for bar in axes.patches]
+    assert [p for p, _ in places] == pytest.approx([-0.2, 0.8, 0.2, 1.2])  # side by side around their group
+    assert {round(h, 6) for _, h in places} == {0.4}
+    whiskers = [
+        (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(set(line.get_ydata())) == 1
+    ]
+    assert [x for x, _ in whiskers] == [[0.4, 0.6], [0.1, 0.5], [0.0, 0.2], [0.1, 0.3]]
+    assert [y[0] for _, y in whiskers] == pytest.approx([-0.2, 0.8, 0.2, 1.2])
+    assert axes.get_xlabel() == "up" and axes.yaxis_inverted()  # values run to the right, groups downwards
+    assert len(axes.get_title()) == 110 and axes.get_title().endswith("x…")
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["m", "n" * 43 + "…"]
+    cloud = plots.chart_figure(json.loads(json.dumps(CLOUD.__dict__, default=vars))).axes[0]
+    assert (cloud.get_xlabel(), cloud.get_ylabel(), cloud.get_xscale()) == ("predicted", "observed", "log")
+    assert list(cloud.lines[0].get_xdata()) == [1.0, 10.0, 100.0] and cloud.lines[0].get_marker() == "."
+
+
 def test_a_page_does_not_carry_a_million_numbers() -> None:
     text = evaluation_page(outcome(values={"v": np.arange(300_000)}))
     assert len(text) < 200_000 and "They are in outcome.json" in text

@@ -76,6 +76,22 @@ def test_the_lines_of_a_row_follow_each_other(scores):
     assert lines[at + 1].lstrip().startswith("Document ") and lines[at + 2].split()[0] == "2"
 
 
+def test_a_response_stands_out_from_its_prompt_and_a_text_alone_stands_out_whole(make):
+    def shown(view):
+        text = _print(report_data(make(queries=1).with_(query_rows={"q-0": view})),
+                      force_terminal=True, color_system="standard", _environ={})  # fmt: skip
+        return {m[2]: m[1] for m in re.finditer(r"\x1b\[([12])m([^\x1b]*)\x1b\[0m", text)}
+
+    bold, dim = "1", "2"
+    told = shown(RowView("q-0", "Where? There.", spans=(("prompt", "Where?"), ("completion", " There."))))
+    assert told["Where?"] == dim and told[" There."] == bold
+    assert shown(RowView("q-0", "Where? There."))["Where? There."] == bold
+    labelled = shown(RowView("q-0", "Where?", label="good"))
+    assert labelled["Where?"] == labelled["good"] == bold
+    long = shown(RowView("q-0", "w" * 700))
+    assert any(text.endswith(" …") for text in long)
+
+
 def test_cautions_are_said(make):
     """The verdict on word overlap is one of them where it explains the ranking, and a plain line where it does not."""
     scores = make(queries=1)

@@ -149,6 +149,13 @@ def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "plan"]
 
 
+def test_folders_above_a_file_are_made(tmp_path: Path) -> None:
+    assert atomic.create(tmp_path / "a" / "b" / "claim", "me")
+    atomic.overwrite(tmp_path / "c" / "d" / "sign", "1")
+    atomic.write_text(tmp_path / "e" / "f" / "text", "x")
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 3
+
+
 def test_files_folders_and_nothing_are_removed(tmp_path: Path) -> None:
     atomic.make_folder(tmp_path / "a" / "b")
     atomic.overwrite(tmp_path / "a" / "sign", "1")
