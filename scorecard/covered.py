@@ -46,7 +46,7 @@ class Covered:
         files: file -> percent.
         tests: file -> line -> tests that run it.
         seconds: test -> how long it takes.
-        failed: the last line of pytest when it did not pass.
+        failed: what did not pass, as pytest says it.
         missing: file -> branches not taken, as (from, to).
     """
 
@@ -86,7 +86,7 @@ def covered(modules: Sequence[str], tests: Sequence[str], place: Path) -> Covere
         files={name: round(f["summary"]["percent_covered"], 1) for name, f in found["files"].items()},
         tests=_by_line(data, found["files"]),
         seconds=json.loads(seconds.read_text()) if seconds.is_file() else {},
-        failed="" if done.returncode == 0 else (done.stdout.strip().splitlines() or ["pytest did not begin"])[-1],
+        failed="" if done.returncode == 0 else _failed(done.stdout),
         missing={name: [tuple(b) for b in f["missing_branches"]] for name, f in found["files"].items()},
     )
 
@@ -94,6 +94,11 @@ def covered(modules: Sequence[str], tests: Sequence[str], place: Path) -> Covere
 def _coverage(verb: str, *words: str, settings: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coverage", verb, f"--rcfile={settings}", *words]
     return subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, check=False)
+
+
+def _failed(said: str) -> str:
+    lines = said.strip().splitlines()
+    return ", ".join(line.split(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))) or lines[-1]
 
 
 def _by_line(data: Path, files: Mapping[str, Any]) -> dict[str, dict[int, list[str]]]:

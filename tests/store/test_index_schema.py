@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from whence.errors import StoreError
@@ -39,6 +40,10 @@ def test_what_whence_writes_passes_as_it_is(tmp_path: Path) -> None:
     assert checked(tmp_path, given) is given and given == BODY
     assert checked(tmp_path, body(fit={}, places={}))  # a method without a fit
     assert checked(tmp_path, body(n_train=1, bytes_per_row=MOST_BYTES))
+
+
+def test_no_more_rows_than_shards_can_number() -> None:
+    assert np.iinfo(np.int32).max == MOST_ROWS
 
 
 ODD: dict[str, list[Any]] = {
