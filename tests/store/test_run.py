@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
@@ -77,8 +78,6 @@ def test_saved_is_loaded(tmp_path: Path, top: bool, layers: bool, dtype: str) ->
 
 
 def test_the_table_reads_without_whence(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     scores = some_scores()
     with run.claimed(tmp_path / "run") as folder:
         run.save_scores(folder, scores)
@@ -91,6 +90,15 @@ def test_the_table_reads_without_whence(tmp_path: Path) -> None:
     assert np.isnan(one[one.train_id == "row:2"].score).all()
     assert one[one.train_id == "row:2"]["rank"].isna().all()
     assert set(one[one.train_id == "row:2"].status) == {"quarantined:bad_json"}
+
+
+def test_columns_have_their_types_whatever_is_in_them(tmp_path: Path) -> None:
+    """Two results can be put together by whoever reads the tables."""
+    tables.write_rows(tmp_path / "none.parquet", {"a": RowView("a", "x")})
+    tables.write_rows(tmp_path / "some.parquet", {"a": RowView("a", "x", spans=(("prompt", "x"),))})
+    schemas = [pq.read_schema(tmp_path / f"{name}.parquet") for name in ("none", "some")]
+    assert schemas[0].equals(schemas[1])
+    assert tables.read_rows(tmp_path / "some.parquet") == {"a": RowView("a", "x", spans=(("prompt", "x"),))}
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:

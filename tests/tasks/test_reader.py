@@ -164,6 +164,14 @@ def test_unknown_kind_of_file(write, tmp_path):
         read_rows(str(tmp_path))
 
 
+def test_a_saved_set_that_is_damaged_is_named(tmp_path):
+    datasets.Dataset.from_list(TEXTS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "dataset_info.json").write_text("{half")
+    with pytest.raises(DataError) as caught:
+        read_rows(str(tmp_path / "saved"))
+    assert caught.value.got.startswith(f"{tmp_path / 'saved'}: cannot be read as a saved data set (")
+
+
 def test_images_of_a_folder_with_what_is_said_of_them(tmp_path):
     """Lines of metadata.jsonl that name no file, or cannot be read, say nothing of anything."""
     for name in ("a.png", "deep/b.png", "c.jpg"):

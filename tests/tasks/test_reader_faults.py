@@ -251,6 +251,13 @@ def test_rows_of_the_wrong_shape(shape, fields, code):
     assert [q.code for q in rows.quarantine] == [code]
 
 
+def test_a_bad_byte_and_a_bad_character_are_counted_from_one(write):
+    rows = read_lines(write, b'{"text": "ab\xff"}', b'{"text": "a", }')
+    first, second = rows.quarantine
+    assert first.message == "byte 13 is not UTF-8" and first.location.endswith(":2:13")
+    assert second.location.endswith(":3:15") and second.code == "invalid_json"
+
+
 def test_a_line_that_is_too_long_says_how_long_it_may_be(write):
     rows = read_lines(write, b'{"text": "' + b"x" * (2 * 2**20) + b'"}', options=ReadOptions(
         max_bad_rows=1, limits=Limits(line_bytes=2 * 2**20)))  # fmt: skip
