@@ -22,7 +22,7 @@ from whence.plan.meter import Meter, Reading
 from whence.plan.record import Step
 from whence.scores.score import Queries
 
-FIT_FEWEST, PASS_FEWEST = 6, 4  # batches: less says nothing about the trend of a fit, or about rows of all lengths
+FEWEST = 6  # batches of a stage: less says nothing about the trend of a fit, or about rows of all lengths
 FIT_SHARE, PASS_SHARE = 0.5, 0.3  # of the seconds given, for the fit and for the pass over the rows
 ROWS_WRITTEN = 20_000
 
@@ -82,7 +82,7 @@ class Rehearsal:
             fisher=settings.fisher, rows=settings.fit_rows, seed=settings.seed, damping=self.wish.damping
         )
         stages = max(1, len(self.wish.method.stages))
-        source = Glimpse(self.trained.source, self._count(FIT_SHARE / stages, FIT_FEWEST), self.meter)
+        source = Glimpse(self.trained.source, self._count(FIT_SHARE / stages), self.meter)
         factors, seen = rehearse(self.wish.method, source, options, probe and probe.grads)
         unique = {id(t): t.numel() * t.element_size() for named in factors.tensors.values() for t in named.values()}
         self.factor_bytes = sum(unique.values())
@@ -98,17 +98,17 @@ class Rehearsal:
 
     def batches(self) -> list[int]:
         """Batches of a pass that are done for real."""
-        return spread(len(self.sizes), self._count(PASS_SHARE, PASS_FEWEST))
+        return spread(len(self.sizes), self._count(PASS_SHARE))
 
     def held(self) -> dict[str, int]:
         """Bytes of what is large: the model, the fitted curvature, what the largest batch needs."""
         weights = sum(p.numel() * p.element_size() for p in self.subject.loaded.model.parameters())
         return {"model_bytes": weights, "factor_bytes": self.factor_bytes, "batch_bytes": self.batch_bytes}
 
-    def _count(self, share: float, fewest: int) -> int:
+    def _count(self, share: float) -> int:
         """Batches that fit into a share of the seconds; curvature and scores cost about as much as the model."""
         mean = sum(rows * longest for rows, longest in self.sizes) / len(self.sizes)
-        return max(fewest, int(share * self.seconds / max(1e-6, 1.6 * self.unit * mean)))
+        return max(FEWEST, int(share * self.seconds / max(1e-6, 1.6 * self.unit * mean)))
 
 
 def cost_of(found: Reading) -> Cost:

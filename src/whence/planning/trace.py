@@ -21,7 +21,7 @@ from whence.pipeline import Material
 from whence.plan.glimpse import Glimpse, Timed, spread
 from whence.plan.laws import Cost, all_batches, total
 from whence.plan.meter import Reading
-from whence.planning.rehearsal import PASS_FEWEST, ROWS_WRITTEN, Rehearsal, bytes_of, cost_of, cut, first, part
+from whence.planning.rehearsal import ROWS_WRITTEN, Rehearsal, bytes_of, cost_of, cut, first, part
 from whence.present import page
 from whence.questions import pose, posed_views
 from whence.report.records import Extras
@@ -34,6 +34,7 @@ from whence.tokenwise import QUERIES_MOST, Sides, look_closer
 PROBES = 8
 QUESTIONS = 32  # most questions that are carried along; costs of more are drawn on from two counts
 FEW_QUESTIONS = 8
+PAIRED = 4  # batches that are scored with many questions and with few
 WRITTEN, CELLS = 2, 400_000  # fewest questions whose result is written; most scores that are, beyond these
 FEW_ROWS, NEAR = 20, 3
 CLOSER = ("token_tracks", "query_tracks", "token_pairs", "heads")
@@ -114,7 +115,7 @@ class TraceInSmall:
     def _of_questions(self, timed: Sequence[Timed], queries: Queries, inverse: Operator) -> Cost:
         """The share of a batch that is owed to having ``QUESTIONS`` of them, not ``FEW_QUESTIONS``: a median."""
         small, known = self.small, {batch.number: batch for batch in timed}
-        again = [timed[n].number for n in spread(len(timed), PASS_FEWEST)]
+        again = [timed[n].number for n in spread(len(timed), PAIRED)]
         source = Glimpse(small.trained.source, 0, small.meter, chosen=again)
         trained = replace(small.trained, source=cast("LiveGradients", source))
         scored(small.wish, trained, _questions(queries, 0, FEW_QUESTIONS), inverse)
@@ -131,13 +132,13 @@ class TraceInSmall:
         """
         lengths: np.ndarray = _lengths(self.small.trained)
         drawn = np.random.default_rng(0)
-        noise = drawn.lognormal(0.0, 0.1, len(lengths))  # no two rows alike, and each alike to all questions
+        noise = drawn.lognormal(0.0, 0.1, (count, len(lengths)))  # no two rows alike
         seen: np.ndarray = self.seen[:count]
         known: np.ndarray = np.empty(0, dtype=np.int64)
         if len(seen) == count:
             known = np.flatnonzero(np.isfinite(seen).any(0) & np.isfinite(lengths))
         if len(known) < FEW_ROWS:
-            values = drawn.standard_normal((count, len(lengths))) * np.sqrt(lengths)  # independent tokens
+            values = drawn.standard_normal(noise.shape) * np.sqrt(lengths)  # independent tokens
         else:
             order = known[np.argsort(lengths[known], kind="stable")]
             near = np.searchsorted(lengths[order], lengths) + drawn.integers(-NEAR, NEAR + 1, len(lengths))
