@@ -24,7 +24,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
     root = pyfuncitem.config.rootpath
     done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.returncode == 0, done.stdout[-30_000:]
     return True
 
 
