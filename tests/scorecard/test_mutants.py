@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import subprocess
 import sys
@@ -11,20 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def from_a_clone():
-    """The score-card is run from the root of a clone."""
-    sys.path.insert(0, str(ROOT))
-    yield
-    sys.path.remove(str(ROOT))
-
-
-def load(name: str):
-    return importlib.import_module(f"scorecard.{name}")
-
+from clones import ROOT, load
 
 SOURCE = '''
 """A docstring stays."""
