@@ -18,7 +18,7 @@ from whence.assemble import left_unscored, lexical_of, pictured, views_of
 from whence.caching import Cached, CacheWish, parse_cache
 from whence.curvature.base import get_method
 from whence.errors import OptionError
-from whence.gradients.ranks import Ranks
+from whence.gradients.ranks import Ranks, by_first
 from whence.indexing import INCIDENTAL, Wish
 from whence.linalg.damping import parse_damping
 from whence.loading import join_ranks
@@ -177,13 +177,8 @@ def _answer(wish: Wish, index: IndexPlace, query: Any, cache: CacheWish | None) 
 
 def _rows(index: IndexPlace, ranks: Ranks | None) -> dict[str, RowView]:
     """The indexed rows; of several ranks the first alone reads them, and the others have none."""
-    found: dict[str, RowView] = {}
-
-    def read() -> None:
-        found.update(tables.read_rows(index_folder.verify(index.folder, index.body, ROWS)))
-
-    read() if ranks is None else ranks.agreed(read)
-    return found
+    read = by_first(ranks, lambda: tables.read_rows(index_folder.verify(index.folder, index.body, ROWS)))
+    return read or {}
 
 
 def _without_rows(body: Mapping[str, Any], subject: Subject, asked: Material) -> Scores:

@@ -12,7 +12,7 @@ import torch
 
 from whence.caching import Cached
 from whence.curvature.base import Factors, Problem
-from whence.gradients.ranks import Ranks
+from whence.gradients.ranks import Ranks, by_first
 from whence.gradients.source import Nobody
 from whence.identity import model_identity
 from whence.indexing import OF_THE_MODEL, Wish, damped_inverse
@@ -108,13 +108,7 @@ class Lookup:
 
     def _agreed_inverse(self, asked: Material) -> Blocks | None:
         """The inverse where the index is read; all ranks of one model hear if that fails."""
-        found: list[Blocks] = []
-
-        def read() -> None:
-            found.append(self._inverse(asked))
-
-        read() if self.ranks is None else self.ranks.agreed(read)
-        return found[0] if found else None
+        return by_first(self.ranks, lambda: self._inverse(asked))
 
     def _inverse(self, asked: Material) -> Blocks:
         path = index_folder.verify(self.shelf.folder, self.shelf.manifest, FACTORS)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,9 @@ from whence.errors import WhenceError, gone, retold
 # A visitor without it (or with None) is shown every batch on every rank.
 Share = Callable[["Ranks"], None]
 
-
 # Number of a batch -> its examples.
 Size = Callable[[int], int]
+Found = TypeVar("Found")
 
 
 def share_of(visitor: object) -> Share | None:
@@ -178,6 +178,21 @@ class Ranks:
 
 def _zeros(shape: Sequence[int], dtype: str, device: torch.device) -> Tensor:
     return torch.zeros(tuple(shape), dtype=getattr(torch, dtype.removeprefix("torch.")), device=device)
+
+
+def by_first(ranks: Ranks | None, work: Callable[[], Found]) -> Found | None:
+    """What the only process, or of several ranks the first, has found by itself; None on the others.
+
+    Raises:
+        WhenceError: on every rank, when the work did.
+    """
+    found: list[Found] = []
+
+    def told() -> None:
+        found.append(work())
+
+    told() if ranks is None else ranks.agreed(told)
+    return found[0] if found else None
 
 
 def ranks_of(source: object) -> Ranks | None:
