@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,8 @@ def _rerun() -> Outcome:
 def _ranks(card: Card) -> Outcome:
     few: dict[str, Any] = {} if card.full else {"kinds": ("kill", "stop"), "phases": ("in the shards",)}
     missing = "" if card.full else "other deaths and phases (nightly)"
-    found = _swept("crews", "rank_death", **few)
-    return counted(found.measured, found.cases, found.failed, missing=found.missing or missing, facts=found.facts)
+    dead, overtaken = _swept("crews", "rank_death", **few), _swept("crews", "thawed", every=1 if card.full else 5)
+    return _together(replace(dead, missing=dead.missing or missing), overtaken)
 
 
 def _cover(card: Card) -> Outcome:

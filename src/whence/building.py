@@ -24,7 +24,7 @@ from whence.gradients.transforms import TransformedGradients, Whitened
 from whence.linalg import eigen
 from whence.linalg.codes.base import Code
 from whence.linalg.operators import Gradients
-from whence.store.index_folder import FACTORS, shard_name
+from whence.store.index_folder import FACTORS, damaged, shard_name
 from whence.store.index_shards import KNOWN_BYTES, Encode, shard_batches, write_tensors
 from whence.store.site import Progress, Site
 from whence.store.worklist import Task
@@ -52,26 +52,28 @@ class Fitting:
 
     def factors(self) -> tuple[Factors, dict[str, Any]]:
         """The factors, and their places in ``factors.safetensors``."""
-        stages = self.method.stages
-        for number, stage in enumerate(stages):
+        for number, stage in enumerate(self.method.stages):
             if self.site.folder.finished(FACTORS) is not None:
                 break
-            last = number == len(stages) - 1
-            name = FACTORS if last else f"fit-{number}.safetensors"
             options = replace(self.options, seed=self.options.seed + number)  # every stage draws fresh labels
-            one = StageFit(self, number, stage, options, name)
+            one = StageFit(self, number, stage, options, self.names[number])
             self.site.complete(one.tasks(), self.progress)
-        if not stages:
+        if not self.method.stages:
             self.site.complete([Task(FACTORS, self._unfitted)], self.progress)
         entry = self.site.folder.finished(FACTORS)
         assert entry is not None
         return Factors(self.site.known(FACTORS), entry["about"]), entry["places"]
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The file that each stage comes to."""
+        return [*(f"fit-{number}.safetensors" for number in range(len(self.method.stages) - 1)), FACTORS]
+
     def before(self, number: int, layers: Iterable[str] | None = None) -> LayerTensors:
         """What the stages before this one came to, for all layers or some."""
         sizes = self.site.source.layers.sizes
         if number:
-            return self.site.known(f"fit-{number - 1}.safetensors", layers)
+            return self.site.known(self.names[number - 1], layers)
         return self.method.begin(sizes if layers is None else {layer: sizes[layer] for layer in layers})
 
     def about(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -98,7 +100,13 @@ class StageFit:
 
     def tasks(self) -> list[Task]:
         """Everything up to the finished stage, in order."""
-        end = Task(self.name, self._finish, ready=lambda: self._decided() is not None, uses=self._used)
+        end = Task(
+            self.name,
+            self._finish,
+            ready=lambda: self._decided() is not None,
+            needless=self._superseded,
+            uses=self._used,
+        )
         return [*self._prepared_tasks(), *self._round_tasks(), end]
 
     def _prepared_tasks(self) -> Iterable[Task]:
@@ -124,7 +132,7 @@ class StageFit:
         )
 
     def _used(self) -> list[str]:
-        before = [f"fit-{self.number - 1}.safetensors"] if self.number else []
+        before = [self.fitting.names[self.number - 1]] if self.number else []
         return [*before, self._file("prepared"), *(self._round(at) for at in range(len(self._rounds)))]
 
     def _round_tasks(self) -> Iterable[Task]:
@@ -175,7 +183,11 @@ class StageFit:
         return self.site.folder.finished(name) is not None
 
     def _over(self) -> bool:
-        return self._finished(self.name)
+        return self._finished(self.name) or self._superseded()
+
+    def _superseded(self) -> bool:
+        """A later stage is finished, so that nobody keeps this one: others may be that far between two looks."""
+        return any(self._finished(later) for later in self.fitting.names[self.number + 1 :])
 
     def _addable(self, at: int) -> bool:
         units = all(self._finished(self._unit(at, n)) for n in range(len(self._rounds[at].units)))
@@ -254,7 +266,8 @@ class StageFit:
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry = self.site.folder.finished(name)
-        assert entry is not None
+        if entry is None:
+            raise damaged(self.site.folder.path / name, "it is gone")
         return entry
 
     def _add(self, at: int) -> dict[str, Any]:
@@ -284,12 +297,13 @@ class StageFit:
 
     def _finish(self) -> dict[str, Any]:
         at = self._decided()
-        assert at is not None
+        if at is None:
+            raise damaged(self.site.folder.path / self._round(0), "it is gone")
         halves = self._read_halves(at)
         sums = halves[0].merged(halves[1])
         check_sums(sums, self.stage)
         trail = self._entry(self._round(at))["trail"]
-        before = self._entry(f"fit-{self.number - 1}.safetensors")["about"]["stages"] if self.number else []
+        before = self._entry(self.fitting.names[self.number - 1])["about"]["stages"] if self.number else []
         stages = [*before, {**stage_record(self.stage, sums), "agreement": trail}]
         made = self.site.write(self.name, self.stage.finish(sums, self._tensors()))
         return {**made, "about": self.fitting.about(stages)}

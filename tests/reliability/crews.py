@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -37,14 +38,19 @@ def ranks(work: Workload, folder: Path, count: int, *, fault: Callable[[int], st
         forked(lambda: work.build(folder), faults_=fault(rank), environment={**job, "RANK": str(rank)})
         for rank in range(count)
     ]
-    ended: dict[int, Ended] = {}
+    return _awaited(pids, lost=lambda rank: fault(rank).startswith(("stop", "freeze")))
+
+
+def _awaited(pids: Sequence[int], *, lost: Callable[[int], bool] = lambda rank: False) -> list[Ended]:
+    """How they ended. Those who are lost are killed when nobody else is left; of one that hangs it is said where."""
+    count, ended = len(pids), dict[int, Ended]()
     until = time.monotonic() + LONGEST + 60
     while len(ended) < count and time.monotonic() < until:
         for rank, pid in enumerate(pids):
             if rank not in ended and _over(pid):
                 ended[rank] = result_of(pid)
         silent = [rank for rank in range(count) if rank not in ended]
-        if silent and all(fault(rank).startswith(("stop", "freeze")) for rank in silent):
+        if silent and all(map(lost, silent)):
             for rank in silent:  # as the launcher does
                 os.kill(pids[rank], signal.SIGKILL)
         time.sleep(0.01)
@@ -76,7 +82,7 @@ def same_bytes(place: Path, *, counts: Sequence[int] = (1, 2, 4), size: str = "s
                 tried += 1
                 shared += sum(e.code == 0 for e in ended) > 1
                 if any(e.code for e in ended) or snapshot(folder) != whole:
-                    wrong.append(f"{rows}, {name}: {[(e.code, e.error[-3000:]) for e in ended]}")
+                    wrong.append(f"{rows}, {name}: {[(e.code, e.error) for e in ended]}")
     facts = {"with_several_processes": shared, "wrong": wrong[:5]}
     return Count("R9", "any number of ranks, shards of an array, resumed or not: files equal", tried, len(wrong), facts)
 
@@ -178,6 +184,53 @@ def rank_death(
                 wrong.append(f"{kind} of rank {victim} of {count} {phase}: {told}, then {[e.code for e in again]}")
     facts = {"slowest_seconds": round(slowest, 1), "wrong": wrong[:5]}
     return Count("R12", "a dead rank: named in time by the others, then resumed", len(cases), len(wrong), facts)
+
+
+def thawed(place: Path, *, every: int = 1) -> Count:
+    """R12: somebody is suspended at a disk point until the others can do no more, then goes on: the same files.
+
+    A rank for less than the patience of the others, a shard of an array for so long that they take its work.
+    """
+    small, wrong, tried, struck = workload("small"), [], 0, 0
+    for rows, kind in itertools.product(("all", "auto"), ("rank", "shard")):
+        # two stages, so that one can be overtaken
+        work = replace(small, options={**small.options, "method": "ekfac", "fit_rows": rows})
+        with fresh(place, "undisturbed") as folder:
+            points = run_forked(lambda f=folder, w=work: w.build(f)).reached
+            whole = snapshot(folder)
+        for at in range(1, points, every):
+            with fresh(place, "crew") as folder:
+                ended, was_stopped = _thawed_at(work, folder, kind, at)
+                tried, struck = tried + 1, struck + was_stopped
+                if any(e.code for e in ended) or snapshot(folder) != whole:
+                    wrong.append(f"{rows}, {kind} at {at}: {[(e.code, e.error) for e in ended]}")
+    facts = {"suspended": struck, "wrong": wrong[:5]}
+    return Count("R12", "suspended, overtaken, then going on: the same files", tried, len(wrong), facts)
+
+
+def _thawed_at(work: Workload, folder: Path, kind: str, at: int) -> tuple[list[Ended], bool]:
+    """How the two ended, and whether the second got as far as the point."""
+    job = {"WORLD_SIZE": "2", "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: str(PATIENCE)}
+    array = {VARIABLE: "0.5"}
+    pids = [
+        forked(
+            lambda n=n: work.build(folder, **({"shard": f"{n}/2"} if kind == "shard" else {})),
+            faults_=f"stop@{at}" if n else "",
+            environment=array if kind == "shard" else {**job, "RANK": str(n)},
+        )
+        for n in range(2)
+    ]
+    while not (stopped := _is_stopped(pids[1])) and not _over(pids[1]):
+        time.sleep(0.005)
+    until = time.monotonic() + (PATIENCE / 4 if kind == "rank" else LONGEST)
+    while stopped and time.monotonic() < until and not _over(pids[0]) and not _was_done(folder, 0):
+        time.sleep(0.005)
+    os.kill(pids[1], signal.SIGCONT)
+    return _awaited(pids), stopped
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _was_done(folder: Path, rank: int) -> bool:

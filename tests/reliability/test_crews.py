@@ -29,6 +29,12 @@ def test_an_array_takes_the_work_of_the_dead(place: Path) -> None:
     assert found.failed == 0, str(found)
 
 
+def test_whoever_is_overtaken_goes_on(place: Path) -> None:
+    """Between two looks at the folder the others may finish a stage and remove what it was made from."""
+    found = crews.thawed(place, every=23)
+    assert found.failed == 0 and found.facts["suspended"] > found.tried // 2, str(found)
+
+
 def test_two_builders_and_a_reader(place: Path) -> None:
     found = crews.races(place, builders=3, reads=60)
     assert found.failed == 0 and found.facts["reads"] == 60, found

@@ -67,6 +67,22 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert folder.finished("one") is None
 
 
+def test_a_file_that_goes_while_it_is_looked_at_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes it between the look at its size and the reading of it."""
+    begun(tmp_path, "a")
+    mine = open_plan(tmp_path, IDENTITY)  # has not read it yet
+    read = atomic.checksum
+
+    def removed_meanwhile(path: Path) -> str:
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(atomic, "checksum", removed_meanwhile)
+    assert mine.finished("a") is None
+
+
 def test_every_field_that_differs_is_named_up_to_four(tmp_path: Path) -> None:
     one = dict.fromkeys("abcdef", 0) | {"long": "x" * 100}
     with pytest.raises(StoreError) as caught:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from whence.errors import StoreError
 from whence.store.crew import Alone
-from whence.store.index_folder import IndexFolder, open_plan
+from whence.store.index_folder import IndexFolder, damaged, open_plan
 from whence.store.site import site_of
 from whence.store.worklist import Task, complete
 
@@ -16,8 +17,8 @@ from whence.store.worklist import Task, complete
 class Mates(Alone):  # type: ignore[misc]
     """Others are at work too: they hold some tasks, and finish them while this process waits."""
 
-    def __init__(self, folder: IndexFolder, *held: str) -> None:
-        super().__init__()
+    def __init__(self, folder: IndexFolder, *held: str, name: str = "shard-0") -> None:
+        super().__init__(name)
         self.folder, self.held = folder, list(held)
         self.log: list[str] = []
 
@@ -95,6 +96,33 @@ def test_a_task_that_fails_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"):
         complete([Task("a", fail)], folder, mates)
     assert mates.log == ["take a", "leave a"] and folder.finished("a") is None
+
+
+def test_what_others_have_finished_with_is_no_failure(tmp_path: Path) -> None:
+    """A task was taken over: when this process wakes up, what it is made from is gone, and so is the need."""
+    folder = open_plan(tmp_path, {"of": 1})
+    mates = Mates(folder)
+
+    def overtaken() -> dict[str, Any]:
+        mates.held.append("a")
+        mates.wait()
+        raise damaged(tmp_path / "input", "it is gone")
+
+    assert complete([Task("a", overtaken)], folder, mates) == 0
+    assert mates.log == ["take a", "wait a", "leave a"] and (tmp_path / "a").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["", "shard-0"], ids=["alone", "of several"])
+def test_what_is_gone_and_still_needed_is_told(tmp_path: Path, name: str) -> None:
+    folder = open_plan(tmp_path, {"of": 1})
+    mates = Mates(folder, name=name)
+
+    def lacking() -> dict[str, Any]:
+        raise damaged(tmp_path / "input", "it is gone")
+
+    with pytest.raises(StoreError, match="it is gone"):
+        complete([Task("a", lacking)], folder, mates)
+    assert mates.log == ["take a", "leave a"]
 
 
 def test_what_did_not_fit_in_memory_is_remembered(tmp_path: Path) -> None:

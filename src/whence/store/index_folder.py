@@ -71,18 +71,18 @@ class IndexFolder:
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The journal entry of a file that is complete and undamaged; None for one that must be made (again)."""
-        entry = self.journal.entries.get(name)
-        try:
-            found = None if entry is None else (self.path / name).stat()
+        entry, path = self.journal.entries.get(name), self.path / name
+        if entry is None:
+            return None
+        try:  # whoever needs it no longer may remove it at any moment
+            found = path.stat()
+            stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+            if self._whole.get(name) != stamp:  # read once by every process
+                if entry.get("file") != file_record(path):
+                    return None
+                self._whole[name] = stamp
         except OSError:
             return None
-        if entry is None or found is None:
-            return None
-        stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
-        if self._whole.get(name) != stamp:  # read once by every process
-            if entry.get("file") != file_record(self.path / name):
-                return None
-            self._whole[name] = stamp
         return entry
 
     def enter(self, name: str, **facts: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from whence.errors import StoreError
 from whence.store.crew import Crew
 
 
@@ -99,13 +100,19 @@ def complete(
             continue
         try:
             folder.refresh()  # somebody may have finished it just before the claim
-            if folder.finished(chosen.name) is None and not chosen.needless():
+            if not _settled(chosen, folder):
                 folder.enter(chosen.name, **(chosen.make() if chosen.together else folder.alone(chosen.make)))
                 mine.add(chosen.name)
                 for used in chosen.uses():
                     folder.drop(used)
             if chosen.needless():
                 folder.drop(chosen.name)
+        except (StoreError, OSError):
+            # what it is made from goes when others have finished with it: those who took this process for dead, or
+            # who know by now that it is needless
+            folder.refresh()
+            if not crew.name or not _settled(chosen, folder):
+                raise
         finally:
             crew.leave(chosen.name)
 
@@ -116,7 +123,7 @@ def _next(open_: deque[Task], folder: Folder, crew: Crew, settled: Callable[[Tas
     found = None
     while open_ and found is None:
         task = open_.popleft()
-        if task.needless() or folder.finished(task.name) is not None:
+        if _settled(task, folder):
             settled(task)
             continue
         passed.append(task)
@@ -124,3 +131,8 @@ def _next(open_: deque[Task], folder: Folder, crew: Crew, settled: Callable[[Tas
             found = task
     open_.extendleft(reversed(passed))
     return found
+
+
+def _settled(task: Task, folder: Folder) -> bool:
+    """Nothing is left to do about it."""
+    return task.needless() or folder.finished(task.name) is not None
