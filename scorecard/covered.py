@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coverage import CoverageData
 
-ROOT = Path(__file__).resolve().parent.parent
+from scorecard.tests_run import QUIET, ROOT
+
 COVERED = ("whence.store", "whence.report", "whence.tasks.rows", "whence.tasks.formats", "whence.tasks.sources",
            "whence.tasks.shapes", "whence.tasks.records", "whence.tasks.tokenising")  # fmt: skip
 COVERING = ("tests/store", "tests/report", "tests/tasks", "tests/formats", "tests/test_resuming.py",
@@ -47,7 +48,6 @@ class Covered:
         tests: file -> line -> tests that run it.
         seconds: test -> how long it takes.
         failed: what did not pass, as pytest says it.
-        missing: file -> branches not taken, as (from, to).
     """
 
     branches: float
@@ -57,7 +57,6 @@ class Covered:
     tests: Mapping[str, Mapping[int, Sequence[str]]]
     seconds: Mapping[str, float]
     failed: str = ""
-    missing: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
 def covered(modules: Sequence[str], tests: Sequence[str], place: Path) -> Covered:
@@ -71,8 +70,7 @@ def covered(modules: Sequence[str], tests: Sequence[str], place: Path) -> Covere
     data, report, seconds = place / "data", place / "report.json", place / "seconds.json"
     settings = place / "coveragerc"
     settings.write_text(SETTINGS.format(data=data, modules="\n    ".join(modules)))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env |= {"WHENCE_TEST_SECONDS": str(seconds), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **QUIET, "WHENCE_TEST_SECONDS": str(seconds), "PYTHONPATH": str(ROOT)}
     pytest = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-p", "scorecard.named_tests")
     done = _coverage("run", *pytest, *tests, settings=settings, env=env)
     for words in (("combine",), ("json", "-q", "-o", str(report))):
@@ -87,7 +85,6 @@ def covered(modules: Sequence[str], tests: Sequence[str], place: Path) -> Covere
         tests=_by_line(data, found["files"]),
         seconds=json.loads(seconds.read_text()) if seconds.is_file() else {},
         failed="" if done.returncode == 0 else _failed(done.stdout),
-        missing={name: [tuple(b) for b in f["missing_branches"]] for name, f in found["files"].items()},
     )
 
 

@@ -314,8 +314,12 @@ def main() -> int:
             keep(found, given.covered)
     print(f"{found.branches:.1f} % of {found.count:,} branches {found.failed}", flush=True)
     verdicts = []
-    drawn = sample(list(found.files), given.count, given.seed)
-    for verdict in again(given.again, found) if given.again else judged(found, drawn):
+    if given.again:
+        given.seed = json.loads(given.again.read_text())["seed"]  # of the sample that is judged anew
+        coming = again(given.again, found)
+    else:
+        coming = judged(found, sample(list(found.files), given.count, given.seed))
+    for verdict in coming:
         verdicts.append(verdict)
         print(f"{verdict.ended:<10} {verdict.seconds:6.1f} s  {verdict.file}:{verdict.line} {verdict.kind}: "
               f"{verdict.before[:70]!r} -> {verdict.after[:70]!r}", flush=True)  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def run_tests(names: Iterable[str], report: Path, *, timeout: int = 3600) -> dic
         sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "--timeout=900", f"--junitxml={report}",
         *wanted,
     ]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, **QUIET}
     try:
         subprocess.run(command, cwd=ROOT, env=env, timeout=timeout, check=False, stdout=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
