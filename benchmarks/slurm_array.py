@@ -37,7 +37,7 @@ UNDER_WAY = 3  # shards that are there "in the middle"
 # a task that ends or stops itself in the middle of its work: what bash becomes has the number of bash
 STRIKE = """bash -c 'if [ "$SLURM_PROCID" = {rank} ] && mkdir {out}.struck; then
   (until [ "$(ls {out}/shard-*.safetensors 2>/dev/null | wc -l)" -ge {shards} ]; do sleep 0.1; done
-   date +%s.%N > {out}.struck/at; kill -{signal} $$) & fi; exec "$@"' -"""
+   date +%s.%N > {out}.struck/at; kill -{signal} $$) & fi; exec "$@"' -""".replace("{shards}", str(UNDER_WAY))
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def bytes_of(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): checksum(path) for path in names}
 
 
-def under_way(out: Path, job: Job, shards: int = UNDER_WAY) -> None:
+def under_way(out: Path, job: Job) -> None:
     """Return in the middle of the work."""
-    while len(list(out.glob("shard-*.safetensors"))) < shards:
+    while len(list(out.glob("shard-*.safetensors"))) < UNDER_WAY:
         if all(task["JobState"] not in GOING for task in job.tasks()):
             raise RuntimeError(f"job {job.number} was over before it could be struck: {job.wait()}")
         time.sleep(0.1)
@@ -203,7 +203,7 @@ def twice(site: Site, out: Path) -> Iterator[str]:
 
 def retried(site: Site, out: Path) -> Iterator[str]:
     """A task of two is killed (SIGKILL) in the middle and started again by its script, before it is missed"""
-    before = STRIKE.format(out=out, rank=0, shards=UNDER_WAY, signal="KILL")
+    before = STRIKE.format(out=out, rank=0, signal="KILL")
     command = f"{site.index(out)} --shard $SLURM_ARRAY_TASK_ID/2"
     yield site.submit(out.name, f"srun {before} {command} || srun {command}", flags=("--array=0-1",)).wait()
 
@@ -211,7 +211,7 @@ def retried(site: Site, out: Path) -> Iterator[str]:
 def limit(site: Site, out: Path) -> Iterator[str]:
     """A task alone reaches `--time` in the middle; then the array"""
     # it stands still until then: SLURM counts in minutes, looks every half, and wakes whom it tells to end
-    before = STRIKE.format(out=out, rank=0, shards=UNDER_WAY, signal="STOP")
+    before = STRIKE.format(out=out, rank=0, signal="STOP")
     line = f"srun {before} {site.index(out)} --shard 0/4"
     job = site.submit(out.name, line, flags=("--array=0-0", "--time=1"))
     state, log = job.wait(), site.log(job)
@@ -249,7 +249,7 @@ def stopped(site: Site, out: Path) -> Iterator[str]:
 
 
 def _struck(site: Site, out: Path, *, signal: str, srun: str) -> Iterator[str]:
-    before = STRIKE.format(out=out, rank=1, shards=UNDER_WAY, signal=signal)
+    before = STRIKE.format(out=out, rank=1, signal=signal)
     job = site.step(out, 4, before=before, srun=srun)
     state, log = job.wait(), site.log(job)
     ended = re.search(r"ended (\d+) ([\d.]+)", log)
@@ -346,7 +346,10 @@ def main() -> int:
     kept = place / "tried.json"
     found = json.loads(kept.read_text()) if kept.exists() else {"outcomes": {}}
     found["machine"] = machine(args.words)
-    for name in args.case or CASES:
+    names = args.case or CASES
+    if "one" not in found["outcomes"]:  # what all others are compared with
+        names = ["one", *(name for name in names if name != "one")]
+    for name in names:
         outcome = tried(site, name, place / "one")
         found["outcomes"][name] = asdict(outcome)
         kept.write_text(json.dumps(found, indent=2))
