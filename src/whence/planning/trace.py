@@ -206,14 +206,14 @@ class TraceInSmall:
         if looked:
             some = {*looked, *range(min(FEW_QUESTIONS, len(asked.examples)))}  # enough for a page that is compressed
             few = part(asked, sorted(some)) if each else asked
-            bare = whole if len(some) == everyone else written(few, [])[0]
+            bare = whole if not each or len(some) == everyone else written(few, [])[0]
             steps = [bare, *(written(few, looked[: n + 1])[0] for n in range(len(looked)))]
         cost, fewer, further = cost_of(last), whole, 0.0
         if everyone > count:
             fewer, half = written(first(asked, count // 2), [])
             further = (everyone - count) / (count - count // 2)
             cost = cost + cost.without(cost_of(half)).times(further)
-        for name in whole | (steps[-1] if steps else whole):
+        for name in {**whole, **(steps[-1] if steps else {})}:
             tokens = [float(after[name] - before[name]) for before, after in pairwise(steps)]
             grown = whole[name] + further * (whole[name] - fewer[name])
             scaled = grown * (scale if name.endswith(PER_ROW) else 1)
