@@ -240,8 +240,8 @@ def _resolve(
         settings = settings.model_copy(update={"normalise": method.normalise})
     if settings.normalise == "theta":
         raise OptionError("normalise theta for an index", wanted="none, relative or cosine", try_="whence trace")
-    speaks = watch is not None and (is_first() or not settings.fsdp)
-    return Wish(method, parse_damping(settings.damping), settings, watch if watch is not None and speaks else Silent())
+    speaks = is_first() or not settings.fsdp
+    return Wish(method, parse_damping(settings.damping), settings, (watch if speaks else None) or Silent())
 
 
 def _identity(ask: Wish, subject: Subject, trained: Material, kept: Compression) -> dict[str, Any]:

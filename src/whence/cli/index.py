@@ -68,13 +68,12 @@ def index(
     )  # fmt: skip
     indexing = importlib.import_module("whence.indexing")  # torch and transformers load only when there is work
     compression = indexing.Compression(budget, scheme, int(shard_mb * 1_000_000))
-    if fsdp and not is_first():
-        indexing.build_index(model, train=data, out=out, compression=compression, options=options, shard=shard)
-        return 0  # worked along; the first process answers for all
     _quiet_unless_first(voice, shard)
     body = indexing.build_index(
         model, train=data, out=out, compression=compression, options=options, watch=voice, shard=shard
     )
+    if fsdp and not is_first():
+        return 0  # worked along; the first process answers for all
     told = {name: body[name] for name in ("rows", "n_train", "bytes_per_row", "shards", "code")}
     voice.emit({"type": "done", "out": out, **told})
     voice.say(f'\nnext: whence ask --index {out} --prompt "..." --response " ..."', "bold")
@@ -124,15 +123,14 @@ def ask(
         require_one(os.environ, verb="whence ask", try_="one process (srun -n 1); or --fsdp, to share a large model")
     questions = _questions(query, prompt, response, against, generate)
     asking = importlib.import_module("whence.asking")
-    follows = fsdp and not is_first()
     scores = asking.ask(
-        index, questions, model=model, out=out, report=report, watch=None if follows else voice, top_k=top_k,
+        index, questions, model=model, out=out, report=report, watch=voice, top_k=top_k,
         normalise=normalise, span=span, combine="contrast" if against is not None else combine,
         generate=generate or None, columns=_columns(column) or None, device=device,
         tuned=_tuned(tuned, tuned_data, alpha), cache=cache,
         audit=int(audit) if audit is not None and audit.isdigit() else audit, fsdp=fsdp or None,
     )  # fmt: skip
-    if follows:
+    if fsdp and not is_first():
         return 0  # worked along; the first process answers for all
     if voice.json:
         emit_scores(voice, scores, top_k or LISTED)
