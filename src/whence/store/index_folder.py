@@ -56,11 +56,6 @@ class IndexFolder:
     plan: Mapping[str, Any] = field(default_factory=dict)
     _whole: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
-    @property
-    def mine(self) -> bool:
-        """Whether this process reads and writes there: see ``worklist.Folder``."""
-        return True
-
     def alone(self, work: Callable[[], Any]) -> Any:
         """Do it."""
         return work()

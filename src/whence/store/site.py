@@ -57,7 +57,7 @@ class Site:
         """As ``read``, for all ranks at once: the first reads, the others hear."""
         if self.ranks is None:
             return self.read(name, layers)
-        places, read = self._places(name, layers), self.read(name, layers) if self.folder.mine else {}
+        places, read = self._places(name, layers), self.read(name, layers) if self.ranks.rank == 0 else {}
         mine = {places[layer][of]: tensor for layer, named in read.items() for of, tensor in named.items()}
         kept = dict(self.ranks.handed(0, mine))
         return {layer: {of: kept[key] for of, key in named.items()} for layer, named in places.items()}
@@ -89,7 +89,7 @@ class Site:
         found: dict[str, dict[str, Tensor]] = {}
         for key, tensor in ranks.handed(owner, flat):
             of, _, layer = key.partition("|")
-            if self.folder.mine:
+            if ranks.rank == 0:
                 found.setdefault(layer, {})[of] = tensor.cpu()
         return found
 

@@ -33,11 +33,6 @@ class Folder(Protocol):
     @property
     def plan(self) -> Mapping[str, Any]: ...
 
-    @property
-    def mine(self) -> bool:
-        """Whether this process reads and writes there; another one does if not, and this one hears of it."""
-        ...
-
     def alone(self, work: Callable[[], Any]) -> Any:
         """What comes of work that only whoever reads and writes there does; JSON."""
         ...
