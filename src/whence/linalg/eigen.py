@@ -160,9 +160,11 @@ def eigh_all(matrices: Sequence[Tensor], names: Sequence[str]) -> list[Pair]:
         return [_named(name, matrix) for name, matrix in zip(names, matrices, strict=True)]
     owners = shares([len(m) for m in matrices], processes.world)
     found, failure = _own_part(matrices, names, owners=owners, rank=processes.rank)
-    for error in processes.everyone(failure):
+    for rank, error in enumerate(processes.everyone(failure)):
         if error is not None:
-            raise CurvatureError(error["got"], wanted=error["wanted"], try_=error["try_"])
+            known = CurvatureError(**error)
+            known.told = rank != processes.rank  # that process says it
+            raise known
     pairs = []
     for number, (matrix, owner) in enumerate(zip(matrices, owners, strict=True)):
         lam, q = found.pop(number, None) or (matrix.new_empty(len(matrix)), torch.empty_like(matrix))
