@@ -67,6 +67,12 @@ def _over(pid: int) -> bool:
     return found is not None
 
 
+def is_stopped(pid: int) -> bool:
+    """Does it stand still? It is left to be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found is not None and found.si_code == os.CLD_STOPPED
+
+
 def same_bytes(place: Path, *, counts: Sequence[int] = (1, 2, 4), size: str = "small") -> Count:
     """R9: by 1, 2, 4 ranks, by shards of an array, after a kill with another number of ranks: the same files."""
     wrong, tried, shared = [], 0, 0
@@ -220,17 +226,13 @@ def _thawed_at(work: Workload, folder: Path, kind: str, at: int) -> tuple[list[E
         )
         for n in range(2)
     ]
-    while not (stopped := _is_stopped(pids[1])) and not _over(pids[1]):
+    while not (stopped := is_stopped(pids[1])) and not _over(pids[1]):
         time.sleep(0.005)
     until = time.monotonic() + (PATIENCE / 4 if kind == "rank" else LONGEST)
     while stopped and time.monotonic() < until and not _over(pids[0]) and not _was_done(folder, 0):
         time.sleep(0.005)
     os.kill(pids[1], signal.SIGCONT)
     return _awaited(pids), stopped
-
-
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _was_done(folder: Path, rank: int) -> bool:

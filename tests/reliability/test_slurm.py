@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from reliability.crews import PATIENCE
-from reliability.harness import Workload, forked, fresh, result_of, run_forked, snapshot, workload
+from reliability.crews import PATIENCE, is_stopped
+from reliability.harness import forked, fresh, result_of, snapshot, workload
+from reliability.sweeps import truth
 from whence.store.crew import MEMBERS, VARIABLE
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", VARIABLE: str(PATIENCE)}
@@ -25,15 +25,9 @@ def task(rank: int, of: int) -> dict[str, str]:
     return {**JOB, **numbers, "SLURM_GTIDS": ",".join(map(str, range(of))), **{k: str(v) for k, v in tasks.items()}}
 
 
-def undisturbed(work: Workload, place: Path) -> Mapping[str, str]:
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda: work.build(folder))
-        return snapshot(folder)
-
-
 def test_a_step_of_srun(place: Path) -> None:
     work = workload("small")
-    whole = undisturbed(work, place)
+    whole = truth(work, place)
     for count in (2, 3):
         with fresh(place, "step") as folder:
             pids = [forked(lambda f=folder: work.build(f), environment=task(n, count)) for n in range(count)]
@@ -54,11 +48,11 @@ def test_a_script_submitted_from_a_step_waits_for_nobody(place: Path) -> None:
 def test_a_task_is_requeued_while_the_others_work(place: Path) -> None:
     """Killed with a file half made, back under the same number before anybody misses it."""
     work = workload("small")
-    whole = undisturbed(work, place)
+    whole = truth(work, place)
     with fresh(place, "requeued") as folder:
         other = forked(lambda: work.build(folder, shard="0/2"), faults_="stop@60", environment=JOB)
         until = time.monotonic() + 30
-        while not _stopped(other):
+        while not is_stopped(other):
             assert time.monotonic() < until
             time.sleep(0.01)
         first = result_of(forked(lambda: work.build(folder, shard="1/2"), faults_="kill@60", environment=JOB))
@@ -70,9 +64,3 @@ def test_a_task_is_requeued_while_the_others_work(place: Path) -> None:
         os.kill(other, signal.SIGCONT)
         assert (result_of(other).code, result_of(again).code) == (0, 0)
         assert snapshot(folder) == whole
-
-
-def _stopped(pid: int) -> bool:
-    """Does it stand still? It is left to be waited for."""
-    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-    return found is not None
