@@ -92,7 +92,7 @@ FAMILIES: Mapping[str, Family] = {
     "F49": _family("stale locks", "tests/formats/test_formats.py::test_a_lock_that_a_dead_process_left_is_nobodys"),
     "F50": _family("network file systems", "tests/store/test_network_disks.py::test_without_hard_links_a_plan_is_whole test_another_failure_of_a_link_is_told test_without_flock_a_second_process_is_still_refused test_without_flock_many_processes_are_told_why", CREWS + "test_names_that_appear_late"),
     "F51": _family("out of memory", CLI + "test_out_of_memory_is_a_resource_error", "tests/test_planning.py::test_out_of_memory_is_an_answer"),
-    "F52": _family("a rank that dies or is silent", CREWS + "test_a_dead_rank_is_named test_a_silent_rank_is_named test_an_array_takes_the_work_of_the_dead test_whoever_is_overtaken_goes_on"),
+    "F52": _family("a rank that dies or is silent", CREWS + "test_a_dead_rank_is_named test_a_silent_rank_is_named test_an_array_takes_the_work_of_the_dead test_whoever_is_overtaken_goes_on test_a_job_that_is_paused_goes_on"),
     "F53": _family("umask, home, odd places", ATOMIC + "test_the_umask_counts", CLI + "test_nothing_is_written_to_the_home_or_the_folder"),
     "F54": _family("a reader that leaves, no terminal", CLI + "test_a_reader_that_leaves", "tests/cli/test_looking.py::test_progress_where_there_is_no_terminal"),
     "F55": _family("threads that fail", "tests/store/test_ahead.py::test_what_goes_wrong_is_raised_at_its_turn"),

@@ -125,7 +125,8 @@ def _ranks(card: Card) -> Outcome:
     few: dict[str, Any] = {} if card.full else {"kinds": ("kill", "stop"), "phases": ("in the shards",)}
     missing = "" if card.full else "other deaths and phases (nightly)"
     dead, overtaken = _swept("crews", "rank_death", **few), _swept("crews", "thawed", every=1 if card.full else 5)
-    return _together(replace(dead, missing=dead.missing or missing), overtaken)
+    paused = _swept("crews", "paused", times=10 if card.full else 3)
+    return _together(replace(dead, missing=dead.missing or missing), overtaken, paused)
 
 
 def _cover(card: Card) -> Outcome:

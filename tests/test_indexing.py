@@ -11,10 +11,12 @@ import pytest
 
 import whence
 from folders import animal_rows, edit_weights, model_folder, tiny_llama, word_tokenizer, write_rows
+from whence import building
 from whence.errors import OptionError, StoreError
 from whence.repairing import repair_index
 from whence.store import index_folder
 from whence.store.index_damage import examine
+from whence.store.site import Site
 
 QUESTION = [{"prompt": "the cat sat on", "completion": " the mat ."}, {"prompt": "the dog", "completion": " ran on ."}]
 SMALL = {"budget": 0.3, "shard_bytes": 1000}  # KB: sparse, several shards
@@ -149,6 +151,50 @@ def test_a_damaged_shard_is_found_before_use_and_alone_made_again(tmp_path: Path
     others = [p for p in folder.glob("shard-*.safetensors") if p != shard]
     assert others and all(p.stat().st_mtime_ns == before[p.name] for p in others)
     assert np.isfinite(answer(folder).values).all()
+
+
+def test_a_new_fit_in_place_of_a_damaged_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums are beside a manifest that is whole, and are needed all the same."""
+    folder, settings = tmp_path / "i", {"compression": SMALL, "fit_rows": "all"}
+    build(folder, **settings)
+    whole, factors = contents(folder), folder / "factors.safetensors"
+    factors.write_bytes(factors.read_bytes()[:-1] + b"?")
+    write, made = Site.write, list[str]()
+
+    def counted(self: Site, name: str, tensors: Any) -> dict[str, Any]:
+        made.append(name)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return write(self, name, tensors)
+
+    monkeypatch.setattr(Site, "write", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, **settings)
+    build(folder, **settings)
+    assert made[3] == made[4] and len(made) == 1 + len(set(made)) and made[-1] == factors.name
+    assert contents(folder) == whole
+
+
+def test_a_shard_that_others_finished_meanwhile_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process was suspended and taken for dead. What did not fit in its memory may have fitted in theirs."""
+    build(tmp_path / "whole", compression=SMALL)
+    publish, first = building.write_tensors, "shard-00000.safetensors"
+
+    def overtaken(self: Site, name: str) -> dict[str, Any] | None:
+        if name == first:
+            (self.folder.path / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+            row = self.source.examples[0].id
+            self.folder.remember(f"too_large {row}", {"row": row})
+            index_folder.open_plan(self.folder.path, self.folder.identity, member="other").enter(name)
+        return made_by_others(self, name)
+
+    made_by_others, written = Site.made_by_others, list[str]()
+    monkeypatch.setattr(Site, "made_by_others", overtaken)
+    monkeypatch.setattr(building, "write_tensors", lambda path, rows: (written.append(path.name), publish(path, rows)))
+    body = build(tmp_path / "i", compression=SMALL)
+    assert first not in written and len(written) == body["shards"] - 1
+    assert "splits" not in body  # the row has a score, whatever was said of it
+    assert contents(tmp_path / "i") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["factors.safetensors", "rows.parquet", "quarantine.jsonl", "index.json"])

@@ -362,5 +362,6 @@ class Shelving:
             seen_as=lambda source: TransformedGradients(source, (self.transform,)),
         )
         rows = one.over(self.batches[name], self.site.splits).finished()
-        self.site.folder.alone(lambda: write_tensors(self.site.folder.path / name, rows))
+        if self.site.made_by_others(name) is None:
+            self.site.folder.alone(lambda: write_tensors(self.site.folder.path / name, rows))
         return {}

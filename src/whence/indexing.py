@@ -43,7 +43,7 @@ from whence.store.crew import Alone, Crew, Member, clear, joined, member_of
 from whence.store.index_folder import FACTORS, QUARANTINE, ROWS
 from whence.store.index_journal import JOURNALS, Journal
 from whence.store.provenance import peak_memory_bytes
-from whence.store.run import claimed
+from whence.store.run import claimed, file_record
 from whence.store.shared_folder import shared
 from whence.store.site import Site, site_of
 from whence.store.worklist import Folder, Task
@@ -191,11 +191,17 @@ def tidy(place: Path) -> None:
     journal, kept = Journal(place, entries=index_folder.entries_of_manifest(place)), None
     if journal.entries:  # as told by a manifest that is whole
         body = index_folder.read_manifest(place)
-        kept = [*body["files"], *(entry["name"] for entry in body.get("splits", ()))]
-        for path in sorted(place.glob(index_folder.SCRATCH)):
-            atomic.remove(path)
+        scratch = sorted(place.glob(index_folder.SCRATCH))
+        if not scratch or _is_whole(place / FACTORS, body):  # else this is a new fit, in place of one that was damaged
+            kept = [*body["files"], *(entry["name"] for entry in body.get("splits", ()))]
+            for path in scratch:
+                atomic.remove(path)
     if kept is not None or len(list(place.glob(JOURNALS))) > 1:
         journal.merged(kept)
+
+
+def _is_whole(path: Path, body: Mapping[str, Any]) -> bool:
+    return path.is_file() and file_record(path) == body["files"].get(path.name)
 
 
 def _placed(options: TraceOptions, member: Member | None) -> TraceOptions:
@@ -297,7 +303,11 @@ class _Build:
         about = {name: value for name, value in about.items() if name not in ("seconds", "memory")}
         model = {name: value for name, value in about["model"].items() if name != "fsdp"}
         about["model"] = model | {"device": str(model["device"]).partition(":")[0]}
-        splits = [*self.folder.remembered("split"), *self.folder.remembered("too_large")]
+        left_out = map(json.loads, (self.folder.path / QUARANTINE).read_text("utf-8").splitlines())
+        lost = {entry["id"] for entry in left_out if entry["code"] == TOO_LARGE}
+        # what was too large for one process may have fitted for another, who took over
+        too_large = [entry for entry in self.folder.remembered("too_large") if entry["row"] in lost]
+        splits = [*self.folder.remembered("split"), *too_large]
         return {
             "spec": str(self.subject.loaded.about["spec"]),
             "options": _plain(self.ask.options),

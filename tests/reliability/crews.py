@@ -235,6 +235,36 @@ def _thawed_at(work: Workload, folder: Path, kind: str, at: int) -> tuple[list[E
     return _awaited(pids), stopped
 
 
+def paused(place: Path, *, times: int = 3) -> Count:
+    """R12: all ranks are suspended together for longer than their patience (a paused job), then go on: same files."""
+    work, wrong = workload("small"), []
+    with fresh(place, "undisturbed") as folder:
+        run_forked(lambda f=folder: work.build(f))
+        whole = snapshot(folder)
+    for number in range(times):
+        with fresh(place, "crew") as folder:
+            job = {"WORLD_SIZE": "2", "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: "1"}
+            pids = [
+                forked(
+                    lambda f=folder: work.build(f),
+                    faults_="" if rank else f"stop@{60 + 20 * number}",
+                    environment={**job, "RANK": str(rank)},
+                )
+                for rank in range(2)
+            ]
+            while not is_stopped(pids[0]) and not _over(pids[0]):
+                time.sleep(0.005)
+            time.sleep(0.3)  # the other one waits by now
+            os.kill(pids[1], signal.SIGSTOP)
+            time.sleep(1.5)
+            for pid in reversed(pids):
+                os.kill(pid, signal.SIGCONT)
+            ended = _awaited(pids)
+            if any(e.code for e in ended) or snapshot(folder) != whole:
+                wrong.append(f"{[(e.code, e.error) for e in ended]}")
+    return Count("R12", "a job paused for longer than its patience", times, len(wrong), {"wrong": wrong})
+
+
 def _was_done(folder: Path, rank: int) -> bool:
     """Had it said that nothing was left to do?"""
     told = folder / MEMBERS / f"rank-{rank}"

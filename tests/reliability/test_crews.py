@@ -35,6 +35,11 @@ def test_whoever_is_overtaken_goes_on(place: Path) -> None:
     assert found.failed == 0 and found.facts["suspended"] > found.tried // 2, str(found)
 
 
+def test_a_job_that_is_paused_goes_on(place: Path) -> None:
+    found = crews.paused(place)
+    assert found.failed == 0 and found.tried == 3, str(found)
+
+
 def test_two_builders_and_a_reader(place: Path) -> None:
     found = crews.races(place, builders=3, reads=60)
     assert found.failed == 0 and found.facts["reads"] == 60, found

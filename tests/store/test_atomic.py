@@ -149,6 +149,20 @@ def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "plan"]
 
 
+def test_two_containers_with_one_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both write the same plan at the same time; neither takes the other's unfinished file for its own."""
+    write = atomic.write_json
+
+    def overtaken(path: Path, value: dict[str, int]) -> None:
+        write(path, value)
+        monkeypatch.setattr(atomic, "write_json", write)
+        atomic.write_json_once(tmp_path / "plan", value)
+
+    monkeypatch.setattr(atomic, "write_json", overtaken)
+    atomic.write_json_once(tmp_path / "plan", {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
 def test_folders_above_a_file_are_made(tmp_path: Path) -> None:
     assert atomic.create(tmp_path / "a" / "b" / "claim", "me")
     atomic.overwrite(tmp_path / "c" / "d" / "sign", "1")

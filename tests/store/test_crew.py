@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,6 +170,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -207,6 +212,81 @@ def test_a_rank_takes_nothing_from_another(tmp_path: Path) -> None:
     assert not team.take("fit")
     with pytest.raises(RankError, match=r"rank 1 of 2 .*is dead"):
         team.wait()
+
+
+def test_time_suspended_with_all_others_is_nobodys_silence(tmp_path: Path, clock: Clock) -> None:
+    """Ctrl-Z and fg, or a scheduler that pauses the job: whoever wakes first finds the others as he left them."""
+    team = Team(tmp_path, Member("rank", 0, 3), patience=20.0)
+    team._beating = threading.Thread()  # which gives signs, and stood still as well
+    said_by(team, "rank-1")  # rank 2 has not come yet
+    team.wait()
+    clock.now += 600.0
+    team.wait()
+    team._lived += 19.0
+    clock.now += 19.0
+    team.wait()
+    team._lived += 2.0
+    clock.now += 2.0
+    with pytest.raises(RankError, match=r"rank 1 of 3 .* has given no sign of life for 20 seconds"):
+        team.wait()
+
+
+def test_what_the_thread_of_signs_lives_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat that took an hour was none: the process was suspended; one that took a moment longer counts in full."""
+    team, hours = Team(tmp_path, Member("shard", 0, 2), patience=20.0), iter([0.0, 1.2, 3601.2])
+    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: next(hours)))
+    turns = iter([False, False, True])
+    monkeypatch.setattr(team, "_over", SimpleNamespace(wait=lambda pace: next(turns)))
+    team._beat()
+    assert team._lived == 1.2 + crew.LONGEST_BEAT * crew.BEAT
+
+
+def test_one_sign_that_cannot_be_read_is_no_absence(tmp_path: Path, clock: Clock) -> None:
+    """On network disks a file that is replaced while it is opened is stale. If it stays so, that is silence."""
+    team = Team(tmp_path, Member("rank", 0, 2), patience=20.0)
+    for beat in range(600):
+        said_by(team, "rank-1", beat=beat)
+        team.wait()
+    sign = tmp_path / MEMBERS / "rank-1"
+    sign.unlink()
+    team.wait()
+    said_by(team, "rank-1", beat=600)
+    team.wait()
+    sign.unlink()
+    with pytest.raises(RankError, match=r"rank 1 of 2 .whose signs cannot be read. has given no sign of life for 20"):
+        for _ in range(250):
+            team.wait()
+
+
+def test_a_second_launch_beside_what_is_left_of_the_first(tmp_path: Path, clock: Clock) -> None:
+    """torchrun numbers no launches: orphans of one that was killed say the same of their job."""
+    team = Team(tmp_path, Member("rank", 0, 2), called="rank-0.10")
+    for name in ("rank-0", "rank-1", "rank-0.10", "rank-1.2", "rank-1.10"):
+        said_by(team, name, state=FAILED if name in ("rank-1", "rank-1.2") else WORKING)
+    assert team._mates() == ["rank-0.10", "rank-1.10"]
+    team.wait()  # those of the first launch are nobody's trouble
+    claimed_by(team, "old", "rank-1")
+    assert team.take("old")  # and hold nothing
+    said_by(team, "rank-1.10", pid=2**22 + 1)
+    claimed_by(team, "fit", "rank-1.10")
+    assert not team.take("fit")
+    with pytest.raises(RankError, match=r"rank 1 of 2 .* is dead"):
+        team.wait()
+
+
+def test_a_number_of_another_container_is_no_process_here(tmp_path: Path) -> None:
+    team = Team(tmp_path, Member("rank", 0, 2), patience=60.0)
+    said_by(team, "rank-1", space="pid:[1]", pid=2**22 + 1)
+    team.wait()
+
+
+def test_whoever_was_taken_for_dead_leaves_the_claim_of_the_next(tmp_path: Path) -> None:
+    team = Team(tmp_path, Member("shard", 0, 3))
+    assert team.take("fit")
+    claim = tmp_path / CLAIMS / "fit"
+    claim.write_text("shard-1")
+    team.leave("fit")
+    assert claim.read_text() == "shard-1"
 
 
 def test_a_claim_that_vanishes_is_left_for_the_next_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

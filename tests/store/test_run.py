@@ -212,6 +212,46 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
         assert folder == tmp_path / "run"
 
 
+def test_two_who_mark_a_new_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one holds it by the time the slower one has its mark half made, and clears what is half made."""
+    publish, folder = atomic._publish, tmp_path / "run"
+
+    def overtaken(part: Path, path: Path) -> None:
+        monkeypatch.setattr(atomic, "_publish", publish)
+        with run.claimed(folder):
+            pass
+        publish(part, path)
+
+    monkeypatch.setattr(atomic, "_publish", overtaken)
+    with run.claimed(folder):
+        assert (folder / run.MARKER).is_file()
+
+
+def test_a_mark_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(part: Path, path: Path) -> None:
+        part.unlink()
+        part.replace(path)
+
+    monkeypatch.setattr(atomic, "_publish", lost)
+    with pytest.raises(StoreError, match=r"cannot write .*whence"), run.claimed(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_that_somebody_marks_meanwhile_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look for the mark and the look at what is there, another process begins its work."""
+    folder, listed = tmp_path / "run", Path.iterdir
+    folder.mkdir()
+
+    def begun(self: Path) -> Any:
+        (folder / run.MARKER).write_text(json.dumps({"format": run.FORMAT}))
+        (folder / ".members").mkdir(exist_ok=True)
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", begun)
+    with run.claimed(folder):
+        pass
+
+
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no folder"):
         run.load_scores(tmp_path / "nothing")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from whence.errors import StoreError
 from whence.store.crew import Alone
 from whence.store.index_folder import IndexFolder, damaged, open_plan
+from whence.store.index_shards import read_factors
 from whence.store.site import site_of
 from whence.store.worklist import Task, complete
 
@@ -110,6 +113,38 @@ def test_what_others_have_finished_with_is_no_failure(tmp_path: Path) -> None:
 
     assert complete([Task("a", overtaken)], folder, mates) == 0
     assert mates.log == ["take a", "wait a", "leave a"] and (tmp_path / "a").read_text() == "theirs"
+
+
+def test_what_others_made_needless_meanwhile_is_removed_at_once(tmp_path: Path) -> None:
+    """Not at the end: sums may be as large as the model."""
+    folder, made = open_plan(tmp_path, {"of": 1}), []
+    task = making(folder, "sum", made, needless=lambda: folder.finished("end") is not None)
+    mates = Mates(folder, "end")
+
+    def make() -> dict[str, Any]:
+        mates.wait()
+        return task.make()
+
+    assert complete([replace(task, make=make)], folder, mates) == 1
+    assert made == ["sum"] and not (tmp_path / "sum").exists()
+
+
+def test_a_file_that_others_finished_stays_as_it_is(tmp_path: Path) -> None:
+    """They took this process for dead, and built on theirs."""
+    site = site_of(open_plan(tmp_path, {"of": 1}), Alone(), None)
+    tensors = {"layer": {"a": torch.ones(2)}}
+    theirs = site_of(open_plan(tmp_path, {"of": 1}, member="other"), Alone(), None)
+    theirs.folder.enter("fit", **theirs.write("fit", {"layer": {"a": torch.zeros(2)}}))
+    assert site.write("fit", tensors) == {"places": {"layer": {"a": "00000"}}}
+    assert site.made_by_others("fit") is not None and site.made_by_others("other") is None
+    kept = read_factors(site.folder.path / "fit", {"layer": {"a": "00000"}})
+    assert kept["layer"]["a"].tolist() == [0.0, 0.0]
+
+
+def test_what_is_not_there_is_told_as_gone(tmp_path: Path) -> None:
+    site = site_of(open_plan(tmp_path, {"of": 1}), Alone(), None)
+    with pytest.raises(StoreError, match="fit is damaged: it is gone"):
+        site._places("fit", None)
 
 
 @pytest.mark.parametrize("name", ["", "shard-0"], ids=["alone", "of several"])

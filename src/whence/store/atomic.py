@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,7 +92,7 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         ResourceError, StoreError: as ``writing``.
     """
-    mine = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    mine = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")  # processes of two machines may have one number
     write_json(mine, value)
     with _explained(path, 0):
         try:

@@ -37,13 +37,14 @@ from whence.store.run import OWNER, Lock, clear_parts, in_use, own_folder, sign_
 CLAIMS, MEMBERS = ".claims", ".members"
 POLL, BEAT = 0.1, 1.0  # seconds between two looks, and between two signs of life
 PATIENCE, VARIABLE = 20.0, "WHENCE_RANK_TIMEOUT"
+LONGEST_BEAT = 3.0  # times as long as planned may a sign take; what is longer is taken for being suspended
 ARRIVAL = 2.5  # times as long until somebody never seen is missed: imports take their time, a minute is the limit
 WORKING, DONE, FAILED = "working", "done", "failed"
 MARKS = (
     "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID",
     "SLURM_RESTART_COUNT",
 )  # fmt: skip
-_SHARD = re.compile(r"(\d+)/(\d+)")
+_SHARD, _AGAIN = re.compile(r"(\d+)/(\d+)"), re.compile(r"(\w+-\d+)\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class Team:
     _state: str = WORKING
     _beats: int = 0
     _started: float = field(default_factory=time.monotonic)
-    _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _lived: float = 0.0  # seconds that the thread of signs has seen pass: time suspended is none
+    _seen: dict[str, tuple[str, float, float]] = field(default_factory=dict)  # name -> sign, and when by both clocks
     _over: threading.Event = field(default_factory=threading.Event)
     _signing: threading.Lock = field(default_factory=threading.Lock)
     _beating: threading.Thread | None = None
@@ -173,7 +175,9 @@ class Team:
         return atomic.create(claim, self.name)
 
     def leave(self, task: str) -> None:
-        atomic.remove(self._claim(task))
+        claim = self._claim(task)
+        if _text(claim) == self.name:  # it is another's where this process was taken for dead
+            atomic.remove(claim)
 
     def wait(self) -> None:
         time.sleep(POLL)
@@ -188,7 +192,7 @@ class Team:
         """
         self.sign(DONE)
         if self.member.kind == "rank":
-            while any(self._told(self._rank(n)).get("state") != DONE for n in range(self.member.of)):
+            while any(self._told(name).get("state") != DONE for name in self._mates()):
                 self.wait()
 
     def sign(self, state: str = "") -> None:
@@ -206,9 +210,12 @@ class Team:
         self._beating.start()
 
     def _beat(self) -> None:
-        while not self._over.wait(min(BEAT, self.patience / 5)):
+        pace, before = min(BEAT, self.patience / 5), time.monotonic()
+        while not self._over.wait(pace):
             with suppress(Exception):  # a full disk is found by whoever writes results
                 self.sign()
+            now = time.monotonic()
+            self._lived, before = self._lived + min(now - before, LONGEST_BEAT * pace), now
 
     def stop(self) -> None:
         """No more signs: once this returns, nothing of this process appears in the folder."""
@@ -218,8 +225,7 @@ class Team:
 
     def _check(self) -> None:
         """Raises RankError when one of the job's ranks is dead, failed or silent."""
-        for number in range(self.member.of):
-            name = self._rank(number)
+        for number, name in enumerate(self._mates()):
             if number != self.member.number and (why := self._trouble(name)):
                 raise RankError(
                     f"rank {number} of {self.member.of} {why}",
@@ -229,22 +235,23 @@ class Team:
 
     def _trouble(self, name: str) -> str:
         told = self._told(name)
-        where = f"(process {told.get('pid')} on {told.get('host')})"
+        known = bool(told) or name in self._seen  # a sign that cannot be read now and then is no reason
+        where = f"(process {told.get('pid')} on {told.get('host')})" if told else "(whose signs cannot be read)"
         if told.get("state") == DONE:
             return ""
         if told.get("state") == FAILED:
             return f"{where} stopped with an error"
         if _is_dead(told):
             return f"{where} is dead"
-        if told and self._silent(name) > self.patience:
+        if known and self._silent(name) > self.patience:
             return f"{where} has given no sign of life for {self.patience:.0f} seconds"
-        if not told and time.monotonic() - self._started > ARRIVAL * self.patience:
+        if not known and self._passed(self._started, 0.0) > ARRIVAL * self.patience:
             return f"was not there within {ARRIVAL * self.patience:.0f} seconds"
         return ""
 
     def _is_mate(self, name: str) -> bool:
         """A rank of this job: its death ends the job, and its work is not taken over."""
-        return self.member.kind == "rank" and bool(self._told(name))
+        return self.member.kind == "rank" and name in self._mates() and bool(self._told(name))
 
     def _gone(self, name: str) -> bool:
         told = self._read(name)
@@ -254,10 +261,16 @@ class Team:
 
     def _silent(self, name: str) -> float:
         """Seconds for which the count has stood still, as far as this process has seen."""
-        now, text = time.monotonic(), _text(self.folder / MEMBERS / name) or ""
-        if self._seen.get(name, ("", 0.0))[0] != text or name not in self._seen:
-            self._seen[name] = (text, now)
-        return now - self._seen[name][1]
+        text = _text(self.folder / MEMBERS / name) or ""
+        if name not in self._seen or self._seen[name][0] != text:
+            self._seen[name] = (text, time.monotonic(), self._lived)
+        _, since, lived = self._seen[name]
+        return self._passed(since, lived)
+
+    def _passed(self, since: float, lived: float) -> float:
+        """Seconds since then. When all were suspended together, each finds the others silent; that time is nobody's."""
+        passed = time.monotonic() - since
+        return passed if self._beating is None else min(passed, self._lived - lived)
 
     def _told(self, name: str) -> dict[str, Any]:
         """What a member last said; nothing if that was in another job."""
@@ -272,13 +285,13 @@ class Team:
             return {}
         return told if isinstance(told, dict) else {}
 
-    def _rank(self, number: int) -> str:
-        """The name of a rank of this job, which has a further number where somebody had the name before."""
-        name = Member(self.member.kind, number, self.member.of).name
-        if self._told(name):
-            return name
-        others = sorted(path.name for path in (self.folder / MEMBERS).glob(f"{name}.*"))
-        return next((other for other in reversed(others) if self._told(other)), name)
+    def _mates(self) -> list[str]:
+        """The name of every rank of this job: the newest, where somebody had it before."""
+        again = [found for path in (self.folder / MEMBERS).glob("*.*") if (found := _AGAIN.fullmatch(path.name))]
+        again.sort(key=lambda found: int(found[2]), reverse=True)
+        names = [Member(self.member.kind, number, self.member.of).name for number in range(self.member.of)]
+        newest = [[found[0] for found in again if found[1] == name] for name in names]
+        return [next(filter(self._told, others), name) for name, others in zip(names, newest, strict=True)]
 
     def _claim(self, task: str) -> Path:
         return self.folder / CLAIMS / task
@@ -371,12 +384,20 @@ def clear(place: Path) -> None:
 
 
 def _process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {"host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _space() -> str:
+    """Within which process numbers mean something: containers may share a name and a disk, and not these."""
+    with suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
 
 
 def _is_dead(told: Mapping[str, Any]) -> bool:
     """Known for certain: a process of this machine that does not exist any more."""
-    return bool(told) and told.get("host") == socket.gethostname() and _born(told.get("pid")) != told.get("born")
+    here = {"host": socket.gethostname(), "space": _space()}
+    return here.items() <= told.items() and _born(told.get("pid")) != told.get("born")
 
 
 def _born(pid: object) -> str:

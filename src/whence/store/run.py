@@ -85,7 +85,11 @@ def own_folder(folder: str | Path, *, kind: str) -> Path:
     _check_ours(place)
     _check_kind(place, kind)
     if not (place / MARKER).is_file():
-        atomic.write_text(place / MARKER, json.dumps({"format": FORMAT}) + "\n")
+        try:
+            atomic.write_text(place / MARKER, json.dumps({"format": FORMAT}) + "\n")
+        except StoreError:  # somebody who came at the same time holds the folder by now, and has cleared what was begun
+            if not (place / MARKER).is_file():
+                raise
     return place
 
 
@@ -277,9 +281,8 @@ def _check_ours(folder: Path) -> None:
         raise StoreError(f"{folder} is a file", wanted="a folder for the run", try_="another name with -o")
     if not folder.exists() or (folder / MARKER).is_file():
         return
-    # of another process that is marking it right now
     content = sorted(p.name for p in folder.iterdir() if not p.name.startswith((MARKER, f".{MARKER}")))
-    if content:
+    if content and not (folder / MARKER).is_file():  # which another process may have made just now
         raise StoreError(
             f"{folder} is a folder that whence did not make (it holds {', '.join(content[:3])} ...)",
             wanted="a new folder, an empty one, or an earlier run of whence",

@@ -12,6 +12,7 @@ from whence.gradients.backoff import Splits
 from whence.gradients.ranks import Ranks
 from whence.gradients.source import LiveGradients
 from whence.store.crew import Crew
+from whence.store.index_folder import damaged
 from whence.store.index_shards import read_factors, write_factors
 from whence.store.worklist import Folder, Task, complete
 
@@ -64,7 +65,17 @@ class Site:
 
     def write(self, name: str, tensors: Tensors) -> dict[str, Any]:
         """Write such a file, for who may write in the folder; what its entry must say."""
-        return {"places": write_factors(self.folder.path / name, tensors)}
+        there = self.made_by_others(name)
+        return {"places": there["places"] if there else write_factors(self.folder.path / name, tensors)}
+
+    def made_by_others(self, name: str) -> dict[str, Any] | None:
+        """The entry of a file that somebody else has finished while this process was making it.
+
+        They took this process for dead, and it was suspended. What they built on that file is theirs, so it stays as it
+        is: after what did not fit in memory here, it may not be the same.
+        """
+        self.folder.refresh()
+        return self.folder.finished(name)
 
     def write_known(self, name: str, tensors: Tensors, *, owner: int = 0) -> dict[str, Any]:
         """As ``write``, for all ranks at once: the first writes.
@@ -80,7 +91,8 @@ class Site:
 
     def _places(self, name: str, layers: Iterable[str] | None) -> Mapping[str, Mapping[str, str]]:
         entry = self.folder.finished(name)
-        assert entry is not None
+        if entry is None:
+            raise damaged(self.folder.path / name, "it is gone")
         return entry["places"] if layers is None else {layer: entry["places"][layer] for layer in layers}
 
     def _handed(self, tensors: Tensors, owner: int, ranks: Ranks) -> Tensors:

@@ -100,6 +100,7 @@ def complete(
                 mine.add(chosen.name)
                 for used in chosen.uses():
                     folder.drop(used)
+                folder.refresh()  # while it was made, others may have decided without it
             if chosen.needless():
                 folder.drop(chosen.name)
         except (StoreError, OSError):
