@@ -268,7 +268,10 @@ def paused(place: Path, *, times: int = 3) -> Count:
 def _was_done(folder: Path, rank: int) -> bool:
     """Had it said that nothing was left to do?"""
     told = folder / MEMBERS / f"rank-{rank}"
-    return json.loads(told.read_text())["state"] == DONE if told.exists() else (folder / MANIFEST).exists()
+    if not told.exists():
+        return (folder / MANIFEST).exists()
+    text = told.read_text()  # empty between its making and the first sign
+    return bool(text) and json.loads(text)["state"] == DONE
 
 
 def array_death(place: Path, *, count: int = 3) -> Count:

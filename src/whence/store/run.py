@@ -87,8 +87,9 @@ def own_folder(folder: str | Path, *, kind: str) -> Path:
     if not (place / MARKER).is_file():
         try:
             atomic.write_text(place / MARKER, json.dumps({"format": FORMAT}) + "\n")
-        except StoreError:  # somebody who came at the same time holds the folder by now, and has cleared what was begun
-            if not (place / MARKER).is_file():
+        except StoreError as error:
+            # somebody who came at the same time holds the folder by now, and has cleared what was half made
+            if not isinstance(error.__cause__, FileNotFoundError) or not (place / MARKER).is_file():
                 raise
     return place
 
