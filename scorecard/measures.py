@@ -27,7 +27,7 @@ QUESTION = [
     {"prompt": "the cat sat", "completion": " on the mat ."},
     {"prompt": "the dog", "completion": " ran over it ."},
 ]
-ROWS = 32
+ROWS, TOP = 32, 20
 POISON: Mapping[str, Callable[[str], Any]] = {
     "invalid JSON": lambda id_: f'{{"id": "{id_}", "text": ',
     "empty text": lambda id_: {"id": id_, "text": ""},
@@ -101,22 +101,33 @@ def invariance() -> Outcome:
     """R10: other batches, another order, another number of threads."""
     found: dict[str, dict[str, float]] = {}
     failed = tried = 0
-    limits = {"float64": 1e-12, "float32": 1e-5}
-    for dtype in (torch.float64, torch.float32):
+    limits = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         for method in ("identity", "ekfac"):
             truth = scores(distinct(), dtype=dtype, method=method)
-            worst, rank = 0.0, 1.0
+            worst, rank, overlap = 0.0, 1.0, 1.0
             for changed in _changed(dtype, method):
                 order = [changed.train_ids.index(id_) for id_ in truth.train_ids]
                 values = changed.values[:, order]
                 worst = max(worst, float(np.abs(values - truth.values).max() / np.abs(truth.values).max()))
                 rank = min(rank, float(np.min(spearman(truth.values, values))))
+                overlap = min(overlap, _overlap(truth.values, values))
                 tried += 1
-            found[f"{name} {method}"] = {"relative_error": worst, "lowest_spearman": rank}
-            failed += (method == "identity" and worst > limits[name]) or rank < 0.9999
-    said = "; ".join(f"{k}: {v['relative_error']:.1e}, Spearman {v['lowest_spearman']:.5f}" for k, v in found.items())
-    return counted(said, tried, failed, missing="bf16 (nightly)", facts={"largest": found})
+            found[f"{name} {method}"] = {"relative_error": worst, "lowest_spearman": rank, "overlap": overlap}
+            same_order = overlap >= 0.95 if dtype is torch.bfloat16 else rank >= 0.9999
+            failed += (method == "identity" and worst > limits[name]) or not same_order
+    said = "; ".join(
+        f"{k}: {v['relative_error']:.1e}, Spearman {v['lowest_spearman']:.5f}, top {TOP} {v['overlap']:.2f}"
+        for k, v in found.items()
+    )
+    return counted(said, tried, failed, facts={"largest": found})
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Of the strongest proponents; the smallest over the questions."""
+    pairs = zip(np.argsort(-first)[:, :TOP], np.argsort(-second)[:, :TOP], strict=True)
+    return min(len({*one} & {*other}) / TOP for one, other in pairs)
 
 
 def _changed(dtype: torch.dtype, method: str) -> Iterator[whence.Scores]:
