@@ -180,12 +180,14 @@ def rank_death(
             lasted = time.monotonic() - began
             slowest = max(slowest, lasted)
             others = [e for rank, e in enumerate(ended) if rank != victim]
-            # a rank that died with nothing left to do, or never reached its fault, is missed by nobody
-            struck = ended[victim].code != 0 and not _was_done(folder, victim)
-            named = all(e.code == 75 and f"rank {victim} of {count}" in e.error for e in others)
+            died = ended[victim].code != 0
+            named = died and all(e.code == 75 and f"rank {victim} of {count}" in e.error for e in others)
+            # one that died with nothing left to do, or never reached its fault, is missed by nobody; one that died
+            # before the others came is missed, although they may have finished everything by then
+            missed = died and not _was_done(folder, victim)
             again = ranks(work, folder, 3 if count == 2 else 1)
-            fine = (named if struck else all(e.code == 0 for e in others)) and lasted <= LONGEST
-            if not fine or any(e.code for e in again) or snapshot(folder) != whole:
+            fine = named or (not missed and all(e.code == 0 for e in others))
+            if not fine or lasted > LONGEST or any(e.code for e in again) or snapshot(folder) != whole:
                 told = [(e.code, e.error[-200:]) for e in ended]
                 wrong.append(f"{kind} of rank {victim} of {count} {phase}: {told}, then {[e.code for e in again]}")
     facts = {"slowest_seconds": round(slowest, 1), "wrong": wrong[:5]}
