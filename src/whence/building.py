@@ -60,8 +60,7 @@ class Fitting:
             self.site.complete(one.tasks(), self.progress)
         if not self.method.stages:
             self.site.complete([Task(FACTORS, self._unfitted)], self.progress)
-        entry = self.site.folder.finished(FACTORS)
-        assert entry is not None
+        entry = self.site.entry(FACTORS)
         return Factors(self.site.known(FACTORS), entry["about"]), entry["places"]
 
     @cached_property
@@ -261,21 +260,15 @@ class StageFit:
         )
 
     def _read_sums(self, name: str) -> Sums:
-        entry = self._entry(name)
+        entry = self.site.entry(name)
         return Sums(self.site.read(name), dict(entry["positions"]), entry["examples"])
-
-    def _entry(self, name: str) -> dict[str, Any]:
-        entry = self.site.folder.finished(name)
-        if entry is None:
-            raise damaged(self.site.folder.path / name, "it is gone")
-        return entry
 
     def _add(self, at: int) -> dict[str, Any]:
         """The sums so far, and whether they are enough."""
         halves = list(self._read_halves(at - 1)) if at else [Sums(), Sums()]
         for n, unit in enumerate(self._rounds[at].units):
             halves[unit.half] = halves[unit.half].merged(self._read_sums(self._unit(at, n)))
-        trail = list(self._entry(self._round(at - 1))["trail"]) if at else []
+        trail = list(self.site.entry(self._round(at - 1))["trail"]) if at else []
         enough = at == len(self._rounds) - 1
         if self._rounds[at].judged and self.fitting.probe is not None:
             probe, damping = self.fitting.probe(), self.options.damping
@@ -290,7 +283,7 @@ class StageFit:
         """To be merged, never added to: what is equal in a file is one tensor."""
         tensors = self.site.read(self._round(at))
         halves = []
-        for half, counts in enumerate(self._entry(self._round(at))["halves"]):
+        for half, counts in enumerate(self.site.entry(self._round(at))["halves"]):
             mine = {k.partition("|")[2]: t for k, t in tensors.items() if k.startswith(f"{half}|")}
             halves.append(Sums(mine, dict(counts["positions"]), counts["examples"]))
         return halves[0], halves[1]
@@ -302,8 +295,8 @@ class StageFit:
         halves = self._read_halves(at)
         sums = halves[0].merged(halves[1])
         check_sums(sums, self.stage)
-        trail = self._entry(self._round(at))["trail"]
-        before = self._entry(self.fitting.names[self.number - 1])["about"]["stages"] if self.number else []
+        trail = self.site.entry(self._round(at))["trail"]
+        before = self.site.entry(self.fitting.names[self.number - 1])["about"]["stages"] if self.number else []
         stages = [*before, {**stage_record(self.stage, sums), "agreement": trail}]
         made = self.site.write(self.name, self.stage.finish(sums, self._tensors()))
         return {**made, "about": self.fitting.about(stages)}

@@ -89,11 +89,20 @@ class Site:
             tensors = self._handed(tensors, owner, self.ranks)
         return self.folder.alone(lambda: self.write(name, tensors))
 
-    def _places(self, name: str, layers: Iterable[str] | None) -> Mapping[str, Mapping[str, str]]:
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the journal says of a finished file.
+
+        Raises:
+            StoreError: it is not there, or not any more.
+        """
         entry = self.folder.finished(name)
         if entry is None:
             raise damaged(self.folder.path / name, "it is gone")
-        return entry["places"] if layers is None else {layer: entry["places"][layer] for layer in layers}
+        return entry
+
+    def _places(self, name: str, layers: Iterable[str] | None) -> Mapping[str, Mapping[str, str]]:
+        places = self.entry(name)["places"]
+        return places if layers is None else {layer: places[layer] for layer in layers}
 
     def _handed(self, tensors: Tensors, owner: int, ranks: Ranks) -> Tensors:
         """The owner's tensors, in the main memory of whoever writes."""
