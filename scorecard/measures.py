@@ -19,7 +19,7 @@ import whence
 from folders import animal_rows, tiny_llama, word_tokenizer, write_rows
 from fuzz import loader
 from scorecard.outcome import Outcome, counted, not_run
-from whence.evaluate.statistics import spearman
+from whence.evaluate.statistics import recall_at, spearman
 
 ROOT = Path(__file__).resolve().parent.parent
 SHM = Path("/dev/shm")
@@ -126,8 +126,8 @@ def invariance() -> Outcome:
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Of the strongest proponents; the smallest over the questions."""
-    pairs = zip(np.argsort(-first)[:, :TOP], np.argsort(-second)[:, :TOP], strict=True)
-    return min(len({*one} & {*other}) / TOP for one, other in pairs)
+    strongest = [{*row.tolist()} for row in np.argsort(-first)[:, :TOP]]
+    return float(recall_at(second, strongest, TOP).min())
 
 
 def _changed(dtype: torch.dtype, method: str) -> Iterator[whence.Scores]:
