@@ -33,12 +33,45 @@ LONGEST = 60.0  # until a job with a dead rank has ended
 
 def ranks(work: Workload, folder: Path, count: int, *, fault: Callable[[int], str] = lambda rank: "") -> list[Ended]:
     """A build by so many ranks; how each of them ended. A rank that is stopped is killed when the others are gone."""
-    job = {"WORLD_SIZE": str(count), "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: str(PATIENCE)}
-    pids = [
+    pids = _begun(work, folder, count, fault=fault)
+    return _awaited(pids, lost=lambda rank: fault(rank).startswith(("stop", "freeze")))
+
+
+def _begun(
+    work: Workload, folder: Path, count: int, *, fault: Callable[[int], str], patience: float = PATIENCE
+) -> list[int]:
+    """The ranks of one job."""
+    job = {"WORLD_SIZE": str(count), "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: str(patience)}
+    return [
         forked(lambda: work.build(folder), faults_=fault(rank), environment={**job, "RANK": str(rank)})
         for rank in range(count)
     ]
-    return _awaited(pids, lost=lambda rank: fault(rank).startswith(("stop", "freeze")))
+
+
+def _begun_array(
+    work: Workload,
+    folder: Path,
+    count: int,
+    *,
+    fault: Callable[[int], str] = lambda number: "",
+    patience: float = PATIENCE,
+) -> list[int]:
+    """The tasks of an array."""
+    return [
+        forked(
+            lambda n=n: work.build(folder, shard=f"{n}/{count}"),
+            faults_=fault(n),
+            environment={VARIABLE: str(patience)},
+        )
+        for n in range(count)
+    ]
+
+
+def _undisturbed(work: Workload, place: Path) -> tuple[dict[str, str], int]:
+    """The files of one process, and the disk points that it passed."""
+    with fresh(place, "undisturbed") as folder:
+        points = run_forked(lambda: work.build(folder)).reached
+        return snapshot(folder), points
 
 
 def _awaited(pids: Sequence[int], *, lost: Callable[[int], bool] = lambda rank: False) -> list[Ended]:
@@ -79,9 +112,7 @@ def same_bytes(place: Path, *, counts: Sequence[int] = (1, 2, 4), size: str = "s
     for rows in ("all", "auto"):
         work = workload(size)
         work = replace(work, options={**work.options, "fit_rows": rows, "method": "ekfac"})
-        with fresh(place, f"undisturbed-{rows}") as folder:
-            run_forked(lambda f=folder, w=work: w.build(f))
-            whole = snapshot(folder)
+        whole, _ = _undisturbed(work, place)
         for name, build in _ways(work, counts):
             with fresh(place, "crew") as folder:
                 ended = build(folder)
@@ -108,19 +139,13 @@ def _killed_then(work: Workload, folder: Path, before: int, after: int) -> list[
 
 def shards(work: Workload, folder: Path, count: int) -> list[Ended]:
     """A build by an array."""
-    pids = [
-        forked(lambda n=n: work.build(folder, shard=f"{n}/{count}"), environment={VARIABLE: str(PATIENCE)})
-        for n in range(count)
-    ]
-    return [result_of(pid) for pid in pids]
+    return [result_of(pid) for pid in _begun_array(work, folder, count)]
 
 
 def late_names(place: Path, *, seconds: float = 0.4, counts: Sequence[int] = (2, 3)) -> Count:
     """F50: on a disk where files of others appear late in listings, shards of an array make the same files."""
     work, wrong = workload("small"), []
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda: work.build(folder))
-        whole = snapshot(folder)
+    whole, _ = _undisturbed(work, place)
     for count in counts:
         with fresh(place, "late") as folder:
 
@@ -166,9 +191,7 @@ def rank_death(
     Every rank (or those in ``dead``) of every count dies in every way in every phase.
     """
     work = workload("small")
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda f=folder: work.build(f))
-        whole = snapshot(folder)
+    whole, _ = _undisturbed(work, place)
     each = [(count, rank) for count in counts for rank in (dead or range(count))]
     cases = [(kind, *who, phase) for kind in kinds for who in each for phase in phases]
     wrong, slowest = [], 0.0
@@ -203,9 +226,7 @@ def thawed(place: Path, *, every: int = 1) -> Count:
     for rows, kind in itertools.product(("all", "auto"), ("rank", "shard")):
         # two stages, so that one can be overtaken
         work = replace(small, options={**small.options, "method": "ekfac", "fit_rows": rows})
-        with fresh(place, "undisturbed") as folder:
-            points = run_forked(lambda f=folder, w=work: w.build(f)).reached
-            whole = snapshot(folder)
+        whole, points = _undisturbed(work, place)
         for at in range(1, points, every):
             with fresh(place, "crew") as folder:
                 ended, was_stopped = _thawed_at(work, folder, kind, at)
@@ -218,16 +239,11 @@ def thawed(place: Path, *, every: int = 1) -> Count:
 
 def _thawed_at(work: Workload, folder: Path, kind: str, at: int) -> tuple[list[Ended], bool]:
     """How the two ended, and whether the second got as far as the point."""
-    job = {"WORLD_SIZE": "2", "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: str(PATIENCE)}
-    array = {VARIABLE: "0.5"}
-    pids = [
-        forked(
-            lambda n=n: work.build(folder, **({"shard": f"{n}/2"} if kind == "shard" else {})),
-            faults_=f"stop@{at}" if n else "",
-            environment=array if kind == "shard" else {**job, "RANK": str(n)},
-        )
-        for n in range(2)
-    ]
+    fault = lambda number: f"stop@{at}" if number else ""  # noqa: E731
+    if kind == "rank":
+        pids = _begun(work, folder, 2, fault=fault)
+    else:
+        pids = _begun_array(work, folder, 2, fault=fault, patience=0.5)
     while not (stopped := is_stopped(pids[1])) and not _over(pids[1]):
         time.sleep(0.005)
     until = time.monotonic() + (PATIENCE / 4 if kind == "rank" else LONGEST)
@@ -240,25 +256,16 @@ def _thawed_at(work: Workload, folder: Path, kind: str, at: int) -> tuple[list[E
 def paused(place: Path, *, times: int = 3) -> Count:
     """R12: all ranks are suspended together for longer than their patience (a paused job), then go on: same files."""
     work, wrong = workload("small"), []
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda f=folder: work.build(f))
-        whole = snapshot(folder)
+    whole, _ = _undisturbed(work, place)
     for number in range(times):
         with fresh(place, "crew") as folder:
-            job = {"WORLD_SIZE": "2", "MASTER_PORT": str(time.monotonic_ns()), VARIABLE: "1"}
-            pids = [
-                forked(
-                    lambda f=folder: work.build(f),
-                    faults_="" if rank else f"stop@{60 + 20 * number}",
-                    environment={**job, "RANK": str(rank)},
-                )
-                for rank in range(2)
-            ]
+            stop = f"stop@{60 + 20 * number}"
+            pids = _begun(work, folder, 2, fault=lambda rank, s=stop: "" if rank else s, patience=4.0)
             while not is_stopped(pids[0]) and not _over(pids[0]):
                 time.sleep(0.005)
             time.sleep(0.3)  # the other one waits by now
             os.kill(pids[1], signal.SIGSTOP)
-            time.sleep(1.5)
+            time.sleep(6.0)
             for pid in reversed(pids):
                 os.kill(pid, signal.SIGCONT)
             ended = _awaited(pids)
@@ -279,20 +286,11 @@ def _was_done(folder: Path, rank: int) -> bool:
 def array_death(place: Path, *, count: int = 3) -> Count:
     """R12: a process of an array is killed while it makes something: the others take its work and finish."""
     work, wrong = workload("small"), []
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda f=folder: work.build(f))
-        whole = snapshot(folder)
+    whole, _ = _undisturbed(work, place)
     for at in (40, 90, 150):
         with fresh(place, "crew") as folder:
-            first = forked(
-                lambda f=folder: work.build(f, shard=f"0/{count}"), faults_=f"kill@{at}", environment={VARIABLE: "6"}
-            )
-            rest = [
-                forked(lambda f=folder, n=n: work.build(f, shard=f"{n}/{count}"), environment={VARIABLE: "6"})
-                for n in range(1, count)
-            ]
-            result_of(first)
-            ended = [result_of(pid) for pid in rest]
+            pids = _begun_array(work, folder, count, fault=lambda n, k=f"kill@{at}": "" if n else k)
+            _, *ended = [result_of(pid) for pid in pids]
             if any(e.code for e in ended) or snapshot(folder) != whole:
                 wrong.append(f"killed at {at}: {[(e.code, e.error[-300:]) for e in ended]}")
     return Count("R12", "a dead process of an array: its work is taken by the others", 3, len(wrong), {"wrong": wrong})
@@ -301,9 +299,7 @@ def array_death(place: Path, *, count: int = 3) -> Count:
 def races(place: Path, *, builders: int = 10, reads: int = 200) -> Count:
     """R13: two builders at once, readers meanwhile: one wins, the other is told who holds it; nobody reads a half."""
     work, draw, wrong, seen = workload("small"), random.Random(0), [], 0
-    with fresh(place, "undisturbed") as folder:
-        run_forked(lambda f=folder: work.build(f))
-        whole = snapshot(folder)
+    whole, _ = _undisturbed(work, place)
     for number in range(builders):
         with fresh(place, "race") as folder:
             first = forked(lambda f=folder: work.build(f))
